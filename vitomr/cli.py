@@ -1,0 +1,119 @@
+"""The command line: vitomr transcribe | data | train | evaluate."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    "Run one command; bad input is one line on standard error and exit status 2."
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except (ValueError, OSError) as e:
+        print(f"vitomr: {str(e).splitlines()[0] if str(e) else type(e).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vitomr: stopped", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="vitomr", description="Read pictures of printed music into MusicXML.")
+    commands = p.add_subparsers(required=True, metavar="command")
+
+    t = commands.add_parser("transcribe", help="a picture of one line of music to a score")
+    t.add_argument("picture", type=Path)
+    t.add_argument("-o", "--out", type=Path, required=True, help="what to write: .musicxml, .mxl, .mid, .lmx or .svg by its suffix")
+    t.add_argument("--weights", help="a weights folder or hub id; the packaged ones when left out")
+    t.set_defaults(run=transcribe)
+
+    d = commands.add_parser("data", help="training data").add_subparsers(required=True, metavar="what")
+    b = d.add_parser("build", help="synthesise excerpts into shards; stopped and called again, it goes on")
+    b.add_argument("--source", required=True, help="music21, a zip of MusicXML files, or a folder of them")
+    b.add_argument("--out", type=Path, required=True)
+    b.add_argument("--count", type=int, required=True, help="how many excerpts")
+    b.add_argument("--split", default="train", choices=("train", "dev", "test"))
+    b.add_argument("--seed", type=int, default=0)
+    b.add_argument("--jobs", type=int, default=1, help="processes")
+    b.set_defaults(run=data_build)
+
+    r = commands.add_parser("train", help="train a reader; goes on where it stopped")
+    r.add_argument("--preset", default="tiny", help="smoke, tiny or base")
+    r.add_argument("--data", type=Path, required=True, help="a folder of shards")
+    r.add_argument("--out", type=Path, required=True, help="the run folder")
+    r.add_argument("--steps", type=int, help="updates, instead of the preset's")
+    r.add_argument("--init", type=Path, help="a weights folder to start from")
+    r.add_argument("--export", type=Path, help="write the averaged weights into this folder at the end")
+    r.set_defaults(run=train)
+
+    e = commands.add_parser("evaluate", help="symbol error rate of a reader")
+    e.add_argument("--data", type=Path, required=True, help="a folder of shards, or of NAME.png with NAME.lmx")
+    e.add_argument("--weights", help="a weights folder or hub id; the packaged ones when left out")
+    e.add_argument("--bars", default="3-5", help="lengths of the excerpts, as in 3-5 (shards only)")
+    e.add_argument("--limit", type=int, default=200, help="excerpts of each kind at most (shards only)")
+    e.add_argument("--degradation", default="clean", help="clean, light, scan or photo (shards only)")
+    e.add_argument("--json", type=Path, help="also write every reading here")
+    e.set_defaults(run=evaluate)
+    return p
+
+
+def transcribe(args) -> None:
+    from vitomr.transcribe import SUFFIXES, Transcriber
+
+    if args.out.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"cannot write {args.out.name}; its suffix must be one of {', '.join(SUFFIXES)}")
+    reading = Transcriber.from_pretrained(args.weights).transcribe(args.picture)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    reading.save(args.out)
+    mended = reading.analysis.n_minor
+    print(f"{args.out}: {reading.tokens.count('measure')} bars, {len(reading.tokens)} tokens, {mended} mended")
+
+
+def data_build(args) -> None:
+    from tqdm import tqdm
+
+    from vitomr.data.synthesis import build
+
+    with tqdm(total=args.count, unit="excerpt", mininterval=1) as bar:
+        build(
+            args.source, args.out, args.count, split=args.split, seed=args.seed, jobs=args.jobs,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )  # fmt: skip
+    print(f"{args.out}: {args.count} excerpts")
+
+
+def train(args) -> None:
+    from vitomr.decoder import TRAINING, save_reader
+    from vitomr.decoder import train as fit_reader
+
+    if args.preset not in TRAINING:
+        raise ValueError(f"unknown preset {args.preset!r}; choose from {', '.join(TRAINING)}")
+    cfg = TRAINING[args.preset]
+    if args.steps is not None:
+        cfg = replace(cfg, loop=replace(cfg.loop, steps=args.steps))
+    model = fit_reader(cfg, args.data, args.out, init=args.init, on_log=lambda h: print(json.dumps(h), flush=True))
+    if args.export:
+        save_reader(model, args.export)
+        print(f"weights: {args.export}")
+
+
+def evaluate(args) -> None:
+    from vitomr.evaluate import read_pairs, report
+    from vitomr.transcribe import Transcriber
+
+    low, _, high = args.bars.partition("-")
+    if not (low.isdigit() and (high.isdigit() or not high)):
+        raise ValueError(f"--bars {args.bars}: expected a number or a range as in 3-5")
+    bars = range(int(low), int(high or low) + 1)
+    transcriber = Transcriber.from_pretrained(args.weights)
+    readings = list(read_pairs(transcriber, args.data, bars=bars, limit=args.limit, degradation=args.degradation))
+    if args.json:
+        args.json.write_text(json.dumps([vars(r) for r in readings], indent=1))
+    print(report(readings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
