@@ -1,4 +1,4 @@
-"""The command line: vitomr transcribe | data | train | evaluate."""
+"""The command line: vitomr transcribe | data | train | export | evaluate."""
 
 import argparse
 import json
@@ -46,8 +46,12 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--out", type=Path, required=True, help="the run folder")
     r.add_argument("--steps", type=int, help="updates, instead of the preset's")
     r.add_argument("--init", type=Path, help="a weights folder to start from")
-    r.add_argument("--export", type=Path, help="write the averaged weights into this folder at the end")
     r.set_defaults(run=train)
+
+    x = commands.add_parser("export", help="the averaged weights of a run, finished or not")
+    x.add_argument("--run", dest="run_dir", type=Path, required=True, help="a run folder")
+    x.add_argument("--out", type=Path, required=True, help="a weights folder")
+    x.set_defaults(run=export)
 
     e = commands.add_parser("evaluate", help="symbol error rate of a reader")
     e.add_argument("--data", type=Path, required=True, help="a folder of shards, or of NAME.png with NAME.lmx")
@@ -86,7 +90,7 @@ def data_build(args) -> None:
 
 
 def train(args) -> None:
-    from vitomr.decoder import TRAINING, save_reader
+    from vitomr.decoder import TRAINING
     from vitomr.decoder import train as fit_reader
 
     if args.preset not in TRAINING:
@@ -94,10 +98,14 @@ def train(args) -> None:
     cfg = TRAINING[args.preset]
     if args.steps is not None:
         cfg = replace(cfg, loop=replace(cfg.loop, steps=args.steps))
-    model = fit_reader(cfg, args.data, args.out, init=args.init, on_log=lambda h: print(json.dumps(h), flush=True))
-    if args.export:
-        save_reader(model, args.export)
-        print(f"weights: {args.export}")
+    fit_reader(cfg, args.data, args.out, init=args.init, on_log=lambda h: print(json.dumps(h), flush=True))
+
+
+def export(args) -> None:
+    from vitomr.decoder import export_run
+
+    model = export_run(args.run_dir, args.out)
+    print(f"{args.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
 
 
 def evaluate(args) -> None:

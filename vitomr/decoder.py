@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READERS', 'TRAINING', 'ReaderConfig', 'DecoderBlock', 'Memory', 'Reader', 'symbol_loss', 'gaze_loss', 'Losses',
-           'save_reader', 'WeightsError', 'load_reader', 'TrainConfig', 'train']
+           'save_reader', 'WeightsError', 'load_reader', 'TrainConfig', 'train', 'export_run']
 
 # %% ../nbs/01_decoder.ipynb #a3f7678c
 import json
@@ -25,7 +25,7 @@ from .nn.attention import CrossAttention, SelfAttention, compute_dtype
 from .nn.decoding import greedy
 from .nn.vit import Encoder
 from .notation.lmx import PAD_ID, VOCABULARY
-from .train.loop import LoopConfig, fit
+from .train.loop import LoopConfig, fit, load_checkpoint, read_history
 
 # %% ../nbs/01_decoder.ipynb #5b733b77
 @dataclass(frozen=True)
@@ -226,8 +226,8 @@ def load_reader(
 class TrainConfig:
     "All of a supervised run."
     reader: ReaderConfig = READERS["tiny"]
-    loop: LoopConfig = LoopConfig()
-    plan: BatchPlan = BatchPlan(budget=5000, lengths=((0, 60), (700, 60), (3000, 400), (4500, 768)))
+    loop: LoopConfig = LoopConfig(steps=2500, lr=1.5e-3, optimizer="muon", warmup=100, ema=0.995)
+    plan: BatchPlan = BatchPlan(budget=7000, lengths=((0, 60), (300, 60), (1200, 500), (1600, 768)))
     losses: Losses = Losses()
     degradation: str = "mix"  # a preset of data.degrade, or mix: shares of all of them
     workers: int = 1  # processes that prepare batches
@@ -239,7 +239,7 @@ class TrainConfig:
 
 TRAINING = {
     "smoke": TrainConfig(
-        READERS["smoke"], LoopConfig(steps=30, warmup=5, log_every=2, lr=2e-3, bf16=False, ema=0.9), BatchPlan(budget=1500), degradation="clean", workers=0
+        READERS["smoke"], LoopConfig(steps=30, warmup=5, log_every=2, lr=2e-3, bf16=False, ema=0.9), BatchPlan(budget=1500, lengths=((0, 100),)), degradation="clean", workers=0
     ),
     "tiny": TrainConfig(),
     "base": TrainConfig(READERS["base"], LoopConfig(steps=200_000, lr=2e-4, warmup=4000), BatchPlan(budget=60_000, max_batch=256), workers=8),
@@ -266,4 +266,19 @@ def train(
     about = {"reader": asdict(cfg.reader), "losses": asdict(cfg.losses)}
     ema = fit(model, lambda start: loader(batches, start, workers=cfg.workers), cfg.losses, cfg.loop, run_dir, about=about, device=device, **fit_options)
     model.load_state_dict(ema.shadow)
+    return model.eval()
+
+
+def export_run(
+    run_dir: str | Path,  # a run folder with a checkpoint
+    folder: str | Path,  # for the weights
+) -> Reader:
+    "Write the averaged weights of a run, finished or not, and a thinned history. Raises `CheckpointError`."
+    state = load_checkpoint(Path(run_dir) / "checkpoint.pt")
+    model = Reader(ReaderConfig.from_dict(state["config"]["reader"]))
+    model.load_state_dict(state["ema"])
+    save_reader(model, folder)
+    history = read_history(run_dir)
+    kept = history[:: max(1, len(history) // 200)] + history[-1:]
+    (Path(folder) / "history.jsonl").write_text("".join(json.dumps(h) + "\n" for h in kept))
     return model.eval()

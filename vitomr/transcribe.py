@@ -48,13 +48,20 @@ def open_picture(
             w, h = img.size
             if w * h > MAX_PIXELS:
                 raise PictureError(f"{path.name} has {w * h / 1e6:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are read: shrink it first")
-            return to_gray(ImageOps.exif_transpose(img))
+            pixels = ImageOps.exif_transpose(img)
+            pixels.load()
     except PictureError:
         raise
-    except (Image.UnidentifiedImageError, Image.DecompressionBombError) as e:
+    except Image.DecompressionBombError as e:
+        raise PictureError(f"{path.name} has more than {MAX_PIXELS / 1e6:.0f} megapixels; shrink it first") from e
+    except Image.UnidentifiedImageError as e:
         raise PictureError(f"{path.name} is not a picture that can be read; give one of {', '.join(FORMATS)}") from e
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as e:
         raise PictureError(f"{path.name} cannot be decoded ({str(e)[:120]}); save it again as PNG") from e
+    try:
+        return to_gray(pixels)
+    except ValueError as e:
+        raise PictureError(f"{path.name}: {e}") from e
 
 # %% ../nbs/05_transcribe.ipynb #4fbc0ff1
 SUFFIXES = (".musicxml", ".mxl", ".mid", ".lmx", ".svg")

@@ -89,6 +89,20 @@ _SYMBOL[[TOKEN_ID[t] for t in ("64th", "32nd", "16th", "eighth", "quarter", "hal
 _SYMBOL[[TOKEN_ID[t] for t in ("sharp", "flat", "natural", "double-sharp", "flat-flat")]] = True
 
 
+def _with_bars(
+    of_token: np.ndarray,  # (T,) patch of each token, -1 where it has none
+    ids: np.ndarray,  # (T,)
+) -> np.ndarray:  # (T,)
+    "A new bar is looked for where its first symbol stands, so that equal bars in a row are told apart."
+    out, following = of_token.copy(), -1
+    for t in range(len(ids) - 1, -1, -1):
+        if ids[t] == TOKEN_ID["measure"]:
+            out[t] = following
+        elif of_token[t] >= 0:
+            following = of_token[t]
+    return out
+
+
 def collate(
     samples: Sequence[Sample],
     imgs: Sequence[np.ndarray],  # of `prepare`
@@ -111,7 +125,7 @@ def collate(
         col, row = np.clip(pts[:, 0] // PATCH, 0, (w - 1) // PATCH), np.clip(pts[:, 1] // PATCH, 0, (h - 1) // PATCH)
         cell = (row * columns + col).astype(np.int64)  # (N,)
         of_token = np.where(s.token_head >= 0, cell[s.token_head], -1)
-        patch[b, :n] = torch.from_numpy(of_token)
+        patch[b, :n] = torch.from_numpy(_with_bars(of_token, s.ids))
         seen = (of_token >= 0) & _SYMBOL[s.ids]
         symbols.append(np.stack([np.full(seen.sum(), b), of_token[seen], s.ids[seen].astype(np.int64)], 1))
     table = np.concatenate(symbols) if symbols else np.zeros((0, 3), np.int64)

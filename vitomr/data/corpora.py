@@ -76,8 +76,8 @@ def _music21_songs() -> list[Song]:
         return read_score(path) if path.suffix.lower() in MUSICXML_SUFFIXES else music21_to_xml(path)
 
     paths = [Path(p) for folder in MUSIC21_FOLDERS for p in music21.corpus.getComposer(folder)]
-    kept = sorted(p for p in paths if p.suffix.lower() in (".mxl", ".xml", ".musicxml", ".krn"))
-    return [Song(f"{p.parent.name}/{p.stem}", split_of(p.name), "music21", "see music21's corpus licence", lambda p=p: load(p)) for p in kept]
+    kept = {f"{p.parent.name}/{p.stem}": p for p in sorted(paths, reverse=True) if p.suffix.lower() in (".mxl", ".xml", ".musicxml", ".krn")}
+    return [Song(name, split_of(p.name), "music21", "see music21's corpus licence", lambda p=p: load(p)) for name, p in sorted(kept.items())]
 
 
 def open_corpus(

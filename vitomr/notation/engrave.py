@@ -10,9 +10,9 @@ __all__ = ['FONTS', 'UNITS_PER_SPACE', 'NOTEHEAD_WIDTH', 'LAYOUT', 'FONT_FILES',
 import base64
 import copy
 import re
+import threading
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -43,17 +43,23 @@ LAYOUT = {
 }
 
 
-@lru_cache(maxsize=1)
+_of_thread = threading.local()
+
+
 def _toolkit() -> verovio.toolkit:
-    verovio.enableLog(verovio.LOG_OFF)
-    return verovio.toolkit()
+    "This thread's toolkit: Verovio keeps the path of its fonts per thread, and a toolkit is not to be shared."
+    if not hasattr(_of_thread, "toolkit"):
+        verovio.enableLog(verovio.LOG_OFF)
+        verovio.setDefaultResourcePath(str(Path(verovio.__file__).parent / "data"))
+        _of_thread.toolkit = verovio.toolkit()
+    return _of_thread.toolkit
 
 
 def render_svg(
     score: ET.Element | str,  # <score-partwise>, <part>, or MusicXML text
     *,
     font: str = "Leipzig",  # one of FONTS
-    staff_space: float = 8.0,  # px
+    staff_space: float = 7.92,  # px; Verovio takes whole percents, so the nearest multiple of 0.18
     options: dict | None = None,  # further Verovio options (spacing, line widths …)
 ) -> str:
     "Engrave on one line as SVG. Raises `ScoreError` when Verovio draws nothing."
@@ -64,7 +70,7 @@ def render_svg(
         score = ET.tostring(score, encoding="unicode")
     tk = _toolkit()
     tk.resetOptions()
-    tk.setOptions({**LAYOUT, "font": font, "scale": 100 * staff_space / 18, **(options or {})})
+    tk.setOptions({**LAYOUT, "font": font, "scale": round(100 * staff_space / 18), **(options or {})})
     if not tk.loadData(score) or tk.getPageCount() < 1:
         raise ScoreError("Verovio cannot read this score; check that it is valid MusicXML")
     return tk.renderToSVG(1)

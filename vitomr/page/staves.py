@@ -300,8 +300,8 @@ def _stretch(img):
 def _ink_box(img, space):
     "Box (x0, y0, x1, y1) around the ink, dust left out."
     h, w = img.shape[0] // 2, img.shape[1] // 2
-    small = cv2.resize(img[: 2 * h, : 2 * w], (w, h), interpolation=cv2.INTER_AREA)
-    blobs = cv2.connectedComponentsWithStats((small < 160).astype(np.uint8))[2][1:]  # x, y, w, h, area
+    small = img[: 2 * h, : 2 * w].reshape(h, 2, w, 2).min((1, 3))  # darkest of four: thin lines stay whole
+    blobs = cv2.connectedComponentsWithStats((small < 140).astype(np.uint8))[2][1:]  # x, y, w, h, area
     blobs = blobs[(blobs[:, 4] >= max(2, 0.02 * space**2)) & (blobs[:, 2:4].max(1) >= 0.2 * space)]
     if not len(blobs):
         return 0, 0, img.shape[1], img.shape[0]

@@ -22,7 +22,7 @@ from .schedules import warmup_cosine
 @dataclass(frozen=True)
 class LoopConfig:
     "How a model is trained; every loop of the book takes one."
-    steps: int = 30_000  # updates of the whole run
+    steps: int = 10_000  # updates of the whole run
     lr: float = 7e-4  # peak learning rate
     optimizer: str = "adamw"  # adamw | muon (matrices by Muon, the rest by AdamW)
     warmup: int = 200  # steps
@@ -136,7 +136,7 @@ def fit(
     optimizers, ema = Optimizers(model, cfg), Ema(model, cfg.ema)
     run = _Run(folder, cfg, about or {})
     step = run.resume(model, optimizers, ema)
-    sums: dict[str, float] = {}
+    sums, since = {}, step
     saved = logged = time.monotonic()
     for batch in data(step):
         torch.manual_seed(cfg.seed * 1_000_003 + step)  # dropout and sampling of this step
@@ -154,7 +154,7 @@ def fit(
         step += 1
         last = step >= cfg.steps or step == stop_at
         if step % cfg.log_every == 0 or last:
-            now, n = time.monotonic(), (step - 1) % cfg.log_every + 1
+            now, n = time.monotonic(), step - since
             line = {"step": step, "samples": run.samples, "lr": lr, **{k: v / n for k, v in sums.items()}, "seconds": now - logged}
             if evaluate and evaluate_every and (step % evaluate_every == 0 or step >= cfg.steps):
                 line |= _with_average(model, ema, evaluate, step)
@@ -162,7 +162,7 @@ def fit(
             run.log(line)
             if on_log:
                 on_log(line)
-            sums, logged = {}, now
+            sums, logged, since = {}, now, step
         if last or time.monotonic() - saved > 60 * cfg.checkpoint_minutes:
             run.save(model, optimizers, ema, step)
             saved = time.monotonic()
