@@ -22,7 +22,6 @@ except ImportError:
 import gradio as gr  # noqa: E402
 
 from vitomr.notation.engrave import render_svg  # noqa: E402
-from vitomr.notation.lmx import to_musicxml  # noqa: E402
 from vitomr.transcribe import Transcriber, Transcription  # noqa: E402
 
 MAX_TOKENS = int(os.environ.get("VITOMR_MAX_TOKENS") or 1024)
@@ -239,6 +238,5 @@ if __name__ == "__main__":
         reader()
     except ValueError as e:  # WeightsError
         raise SystemExit(f"app.py: {e}; VITOMR_WEIGHTS names another folder or hub id") from None
-    render_svg(to_musicxml(["measure"]))  # Verovio finds its fonts only from the thread that imported it
     options = {"ssr_mode": False, "run_history": False, "share": False, "max_file_size": "60mb"}
     demo.launch(theme=THEME, css=CSS, footer_links=["api", "settings"], **options)

@@ -1,6 +1,5 @@
 """Corpora, synthesis and batches: splits that keep songs apart, builds that repeat and resume, positions that follow."""
 
-import io
 import zipfile
 from collections import Counter
 
@@ -10,7 +9,7 @@ import torch
 
 from vitomr.data.batches import PATCH, PICTURE_MIX, BatchPlan, Batches, collate, loader, pad_pictures, prepare
 from vitomr.data.corpora import SPLITS, open_corpus, split_of
-from vitomr.data.synthesis import Mix, Shards, build
+from vitomr.data.synthesis import SHARD_SIZE, Mix, Shards, build
 from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, analyse, decode, linearise, to_musicxml
 from vitomr.notation.score import ScoreError, musicxml_bytes, mxl_bytes
 
@@ -90,8 +89,8 @@ def test_building_repeats_whatever_the_number_of_processes(folder, tmp_path, mon
 
 
 def test_two_processes_give_what_one_gives(folder, tmp_path):
-    build(folder, tmp_path / "one", 260, seed=4, jobs=1, mix=Mix(bars=(1.0,)))
-    build(folder, tmp_path / "two", 260, seed=4, jobs=2, mix=Mix(bars=(1.0,)))
+    build(folder, tmp_path / "one", SHARD_SIZE + 10, seed=4, jobs=1, mix=Mix(bars=(1.0,)))
+    build(folder, tmp_path / "two", SHARD_SIZE + 10, seed=4, jobs=2, mix=Mix(bars=(1.0,)))
     assert same(Shards(tmp_path / "one"), Shards(tmp_path / "two"))
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def transcribe(args) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one token at a time gains nothing from threads
     from vitomr.transcribe import SUFFIXES, Transcriber
 
     if args.out.suffix.lower() not in SUFFIXES:

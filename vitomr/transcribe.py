@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+import vitomr
 from .data.batches import PATCH, pad_pictures
 from .decoder import Reader, WeightsError, load_reader
 from .nn.decoding import Decoded, stream
@@ -105,7 +106,7 @@ class Transcription:
         return path
 
 # %% ../nbs/05_transcribe.ipynb #b3ddd9f5
-PACKAGED = Path(__file__).parent / "weights" / "tiny" if "__file__" in globals() else Path("../vitomr/weights/tiny")
+PACKAGED = Path(vitomr.__file__).parent / "weights" / "tiny"
 MAX_PATCHES = 4000  # of one system; a longer line is refused
 
 

@@ -1,0 +1,229 @@
+"""Reading pictures as a user does: the library call, the command line, every format, and every kind of bad input."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import music21
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitomr.cli import main
+from vitomr.decoder import READERS, Reader, WeightsError, save_reader
+from vitomr.evaluate import Reading, read_pairs, report, ser
+from vitomr.notation.engrave import engrave
+from vitomr.notation.lmx import linearise
+from vitomr.notation.metrics import micro_rate, token_distance
+from vitomr.notation.score import mxl_bytes, parts, read_score, root_of
+from vitomr.page.staves import NoStaffError
+from vitomr.transcribe import PACKAGED, SUFFIXES, PictureError, Transcriber, open_picture
+
+ROOT = Path(__file__).resolve().parents[1]
+SCAN = ROOT / "examples" / "bach-invention-1-scan-1.png"
+
+
+@pytest.fixture(scope="module")
+def transcriber():
+    return Transcriber.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def reading(transcriber):
+    return transcriber.transcribe(SCAN)
+
+
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    save_reader(Reader(READERS["smoke"]), folder)
+    return folder
+
+
+def test_the_scan_becomes_a_score_that_music21_and_verovio_open(reading, tmp_path):
+    path = reading.save(tmp_path / "scan.musicxml")
+    score = music21.converter.parse(path)
+    assert len(score.parts) == 2 and len(list(score.recurse().notes)) > 20
+    assert engrave(read_score(path)).img.min() < 128
+
+
+def test_the_packaged_reader_reads(transcriber):
+    "The examples, engraved and scanned: far nearer to the truth than any music written without looking."
+    rates = {}
+    for truth in sorted((ROOT / "examples").glob("*.lmx")):
+        true = truth.read_text().split()
+        rates[truth.stem] = token_distance(transcriber.transcribe(truth.with_suffix(".png")).tokens, true) / len(true)
+    voices = [r for n, r in rates.items() if "voice" in n]
+    assert np.mean(voices) < 0.25, rates
+    assert np.median(list(rates.values())) < 0.5, rates
+
+
+def test_every_format(reading, tmp_path):
+    made = {s: reading.save(tmp_path / f"a{s}").read_bytes() for s in SUFFIXES}
+    assert made[".mid"][:4] == b"MThd" and made[".svg"].lstrip()[:4] == b"<svg" and zipfile.is_zipfile(tmp_path / "a.mxl")
+    assert made[".lmx"].decode().split() == reading.tokens
+    plain, packed = (parts(root_of(made[s]))[0].element for s in (".musicxml", ".mxl"))
+    assert linearise(plain).tokens == linearise(packed).tokens
+    with pytest.raises(ValueError, match=".musicxml"):
+        reading.to_bytes(".pdf")
+
+
+def test_a_reading_grows_bar_by_bar(transcriber, reading):
+    seen = list(transcriber.stream(SCAN))
+    assert seen[-1].tokens == reading.tokens and len(seen) >= reading.tokens.count("measure")
+    for a, b in zip(seen, seen[1:], strict=False):
+        assert b.tokens[: len(a.tokens)] == a.tokens
+    assert len(reading.logp) == len(reading.tokens) and max(reading.logp) <= 0
+
+
+def test_size_and_light_do_not_matter_much(transcriber, reading):
+    "The same scan at half the size, greyed and on a darker ground: the normal form takes it back."
+    img = Image.open(SCAN).convert("L")
+    small = np.asarray(img.resize((img.width // 2, img.height // 2), Image.Resampling.LANCZOS)) * 0.6 + 40
+    other = transcriber.transcribe(small.astype(np.uint8))
+    assert token_distance(other.tokens, reading.tokens) < 0.5 * len(reading.tokens)
+
+
+def test_the_token_limit_is_told(transcriber):
+    cut = transcriber.transcribe(SCAN, max_tokens=7)
+    assert cut.truncated and len(cut.tokens) == 7 and cut.score.find("part/measure") is not None
+
+
+# weights
+
+
+def test_weights_by_folder(random_weights):
+    assert Transcriber.from_pretrained(random_weights).model.cfg == READERS["smoke"]
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "nowhere", "/nowhere/at/all"])
+def test_missing_weights_are_one_line(name):
+    with pytest.raises(WeightsError) as e:
+        Transcriber.from_pretrained(name)
+    assert "\n" not in str(e.value) and name in str(e.value)
+
+
+def test_packaged_weights_are_small():
+    assert sum(p.stat().st_size for p in PACKAGED.iterdir()) < 30e6
+    assert sum(p.numel() for p in Reader(READERS["tiny"]).parameters()) <= 12e6
+
+
+# bad pictures
+
+
+def bomb(path: Path) -> None:
+    Image.new("1", (20_000, 20_000)).save(path)
+
+
+BAD = {
+    "blank.png": (lambda p: Image.new("L", (400, 120), 255).save(p), "no staff lines"),
+    "black.png": (lambda p: Image.new("L", (400, 120), 0).save(p), "no staff lines"),
+    "pixel.png": (lambda p: Image.new("L", (1, 1)).save(p), "1 x 1"),
+    "text.png": (lambda p: p.write_text("not a picture"), "not a picture"),
+    "empty.png": (lambda p: p.write_bytes(b""), "not a picture"),
+    "cut.png": (lambda p: p.write_bytes(SCAN.read_bytes()[:3000]), "cannot be decoded"),
+    "huge.png": (bomb, "megapixels"),
+    "page.svg": (lambda p: p.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>"), "not a picture"),
+    "noise.png": (lambda p: Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 400), dtype=np.uint8)).save(p), "no staff lines"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_pictures_are_one_line(transcriber, tmp_path, name):
+    make, says = BAD[name]
+    make(tmp_path / name)
+    with pytest.raises((PictureError, NoStaffError), match=says) as e:
+        transcriber.transcribe(tmp_path / name)
+    assert "\n" not in str(e.value)
+
+
+def test_pictures_turned_by_exif_are_turned_back(tmp_path):
+    img = Image.open(SCAN).convert("L")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    img.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    assert open_picture(tmp_path / "a.jpg").shape == (img.height, img.width)
+
+
+# command line
+
+
+def run(*args) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "vitomr.cli", *map(str, args)], capture_output=True, text=True, timeout=300, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+
+def test_command_line_transcribes(tmp_path):
+    done = run("transcribe", SCAN, "-o", tmp_path / "new" / "out.mxl")
+    assert done.returncode == 0 and "bars" in done.stdout, done.stderr
+    assert len(music21.converter.parse(tmp_path / "new" / "out.mxl").parts) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["transcribe", "nowhere.png", "-o", "a.mid"], "nowhere.png"),
+        (["transcribe", str(SCAN), "-o", "a.docx"], ".musicxml"),
+        (["transcribe", str(SCAN), "-o", "a.mid", "--weights", "nowhere"], "nowhere"),
+        (["data", "build", "--source", "nowhere", "--out", "x", "--count", "3"], "nowhere"),
+        (["data", "build", "--source", "music21", "--out", "x", "--count", "0"], "at least 1"),
+        (["train", "--preset", "huge", "--data", "x", "--out", "y"], "smoke, tiny"),
+        (["train", "--data", "nowhere", "--out", "y"], "vitomr data build"),
+        (["export", "--run", "nowhere", "--out", "y"], "nowhere"),
+        (["evaluate", "--data", "nowhere"], "nowhere"),
+        (["evaluate", "--data", "x", "--bars", "many"], "3-5"),
+    ],
+)
+def test_bad_arguments_are_one_line(args, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("vitomr: ") and says in said and said.count("\n") == 1
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_build_train_export_read_from_the_command_line(tmp_path, piano, capsys, monkeypatch):
+    "The whole way a user goes, at smoke size."
+    from vitomr.notation.lmx import to_musicxml
+
+    (tmp_path / "songs" / "train").mkdir(parents=True)
+    (tmp_path / "songs" / "train" / "a.mxl").write_bytes(mxl_bytes(to_musicxml(linearise(piano).tokens)))
+    assert main(["data", "build", "--source", str(tmp_path / "songs"), "--out", str(tmp_path / "shards"), "--count", "12"]) == 0
+    assert main(["train", "--preset", "smoke", "--steps", "4", "--data", str(tmp_path / "shards"), "--out", str(tmp_path / "run")]) == 0
+    assert main(["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "weights")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-2])["step"] == 4
+    args = ["evaluate", "--data", str(tmp_path / "shards"), "--weights", str(tmp_path / "weights"), "--bars", "1-2", "--limit", "2", "--json", str(tmp_path / "r.json")]
+    monkeypatch.setattr("vitomr.evaluate.MAX_TOKENS", 40)
+    assert main(args) == 0
+    assert "piano" in capsys.readouterr().out and json.loads((tmp_path / "r.json").read_text())[0]["true"][0] == "measure"
+
+
+# figures
+
+
+def test_symbol_error_rate_is_micro():
+    readings = [Reading("a", "piano", ["measure"], ["measure", "C4", "quarter"]), Reading("b", "single", ["measure"], ["measure"])]
+    assert ser(readings).value == 2 / 4
+    assert "1 of 1 without error" in report(readings)
+
+
+def test_intervals_hold_the_value_and_shrink():
+    rng = np.random.default_rng(0)
+    few, many = (micro_rate(rng.binomial(50, 0.2, n), np.full(n, 50)) for n in (10, 400))
+    assert few.low < 0.2 < few.high and many.low < 0.2 < many.high and many.high - many.low < few.high - few.low
+    with pytest.raises(ValueError, match="at least 1"):
+        micro_rate([], [])
+
+
+def test_a_folder_of_pictures_is_read_with_its_truth(transcriber, tmp_path):
+    for suffix in (".png", ".lmx"):
+        (tmp_path / f"x{suffix}").write_bytes(SCAN.with_suffix(suffix).read_bytes())
+    (tmp_path / "untold.png").write_bytes(SCAN.read_bytes())
+    (only,) = read_pairs(transcriber, tmp_path)
+    assert only.name == "x.png" and only.true == SCAN.with_suffix(".lmx").read_text().split()
+    with pytest.raises(ValueError, match="NAME.png"):
+        list(read_pairs(transcriber, tmp_path.parent))
