@@ -1,4 +1,4 @@
-"""Corpora, synthesis and batches: splits that keep songs apart, builds that repeat and resume, positions that follow."""
+"""Corpora, synthesis and batches: splits that keep songs apart, builds that repeat, positions that follow."""
 
 import zipfile
 from collections import Counter
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitomr.data.batches import PATCH, PICTURE_MIX, BatchPlan, Batches, collate, loader, pad_pictures, prepare
+from vitomr.data.batches import PATCH, PICTURE_MIX, Batches, BatchPlan, collate, loader, pad_pictures, prepare
 from vitomr.data.corpora import SPLITS, open_corpus, split_of
 from vitomr.data.synthesis import SHARD_SIZE, Mix, Shards, build
 from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, analyse, decode, linearise, to_musicxml
@@ -74,7 +74,10 @@ def test_not_a_zip(tmp_path):
 
 def same(a: Shards, b: Shards) -> bool:
     return len(a) == len(b) and all(
-        np.array_equal(x.img, y.img) and np.array_equal(x.ids, y.ids) and np.array_equal(x.heads, y.heads) and x.song == y.song
+        np.array_equal(x.img, y.img)
+        and np.array_equal(x.ids, y.ids)
+        and np.array_equal(x.heads, y.heads)
+        and x.song == y.song
         for x, y in ((a[i], b[i]) for i in range(len(a)))
     )
 
@@ -200,7 +203,12 @@ def test_targets_point_at_patches_that_hold_the_symbol(shards):
             if p >= 0:
                 row, col = divmod(p, batch.mask.shape[2])
                 assert batch.mask[b, row, col]
-                tile = batch.img[b, 0, max(0, row * PATCH - 2) : row * PATCH + PATCH + 2, max(0, col * PATCH - 2) : col * PATCH + PATCH + 2]
+                tile = batch.img[
+                    b,
+                    0,
+                    max(0, row * PATCH - 2) : row * PATCH + PATCH + 2,
+                    max(0, col * PATCH - 2) : col * PATCH + PATCH + 2,
+                ]
                 assert tile.min() < 160, "a symbol's patch holds ink"
                 if len(VOCABULARY[token]) == 2:
                     assert (b, p, token) in table

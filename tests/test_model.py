@@ -13,8 +13,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitomr.data.batches import BatchPlan, Batches, pad_pictures
-from vitomr.decoder import READERS, TRAINING, Losses, Reader, ReaderConfig, WeightsError, gaze_loss, load_reader, save_reader, symbol_loss, train
+from vitomr.data.batches import Batches, BatchPlan, pad_pictures
+from vitomr.decoder import (
+    READERS,
+    TRAINING,
+    Losses,
+    Reader,
+    ReaderConfig,
+    WeightsError,
+    gaze_loss,
+    load_reader,
+    save_reader,
+    symbol_loss,
+    train,
+)
 from vitomr.nn.decoding import greedy
 from vitomr.notation.lmx import EOS_ID, PAD_ID
 from vitomr.train.loop import CheckpointError, LoopConfig, fit, load_checkpoint, read_history
@@ -128,8 +140,24 @@ def test_padding_does_not_change_the_loss(shards, smoke):
         img=F.pad(batch.img, (0, 32, 0, 16), value=255),
         mask=F.pad(batch.mask, (0, 2, 0, 1)),
         tokens=F.pad(batch.tokens, (0, 9), value=PAD_ID),
-        patch=F.pad(torch.where(batch.patch >= 0, batch.patch // batch.mask.shape[2] * (batch.mask.shape[2] + 2) + batch.patch % batch.mask.shape[2], -1), (0, 9), value=-1),
-        symbols=torch.stack([batch.symbols[:, 0], batch.symbols[:, 1] // batch.mask.shape[2] * (batch.mask.shape[2] + 2) + batch.symbols[:, 1] % batch.mask.shape[2], batch.symbols[:, 2]], 1),
+        patch=F.pad(
+            torch.where(
+                batch.patch >= 0,
+                batch.patch // batch.mask.shape[2] * (batch.mask.shape[2] + 2) + batch.patch % batch.mask.shape[2],
+                -1,
+            ),
+            (0, 9),
+            value=-1,
+        ),
+        symbols=torch.stack(
+            [
+                batch.symbols[:, 0],
+                batch.symbols[:, 1] // batch.mask.shape[2] * (batch.mask.shape[2] + 2)
+                + batch.symbols[:, 1] % batch.mask.shape[2],
+                batch.symbols[:, 2],
+            ],
+            1,
+        ),
     )
     with torch.no_grad():
         a, b = (Losses()(smoke, x)[0] for x in (batch, wide))
@@ -154,14 +182,21 @@ def test_it_learns_eight_samples_by_heart(shards, tmp_path):
     ema = fit(model, lambda start: (Same()[i] for i in range(start, 260)), Losses(), cfg, tmp_path)
     model.load_state_dict(ema.shadow)
     read = greedy(model.eval(), fixed.img, fixed.mask, max_tokens=60)
-    right = sum(read.ids(b) == [t for t in fixed.tokens[b, 1:].tolist() if t not in (PAD_ID, EOS_ID)] for b in range(len(fixed)))
+    right = sum(
+        read.ids(b) == [t for t in fixed.tokens[b, 1:].tolist() if t not in (PAD_ID, EOS_ID)] for b in range(len(fixed))
+    )
     assert read_history(tmp_path)[-1]["ce"] < 0.05
     assert right == len(fixed)
 
 
 # resuming
 
-SMALL = replace(TRAINING["smoke"], loop=replace(TRAINING["smoke"].loop, steps=12, log_every=1), plan=BatchPlan(budget=900), degradation="mix")
+SMALL = replace(
+    TRAINING["smoke"],
+    loop=replace(TRAINING["smoke"].loop, steps=12, log_every=1),
+    plan=BatchPlan(budget=900),
+    degradation="mix",
+)
 
 
 def losses_of(folder) -> dict[int, float]:
@@ -184,14 +219,19 @@ def test_resume_from_nothing_but_the_checkpoint(shards, tmp_path):
 def test_killed_at_any_moment(shards, tmp_path):
     "kill -9 in the middle, again and again, until it is done: the same losses as in one go."
     code = (
-        "import sys; from dataclasses import replace; from vitomr.decoder import *; from vitomr.data.batches import BatchPlan\n"
-        "cfg = replace(TRAINING['smoke'], loop=replace(TRAINING['smoke'].loop, steps=12, log_every=1, checkpoint_minutes=0), plan=BatchPlan(budget=900), degradation='mix')\n"
+        "import sys; from dataclasses import replace\n"
+        "from vitomr.decoder import *; from vitomr.data.batches import BatchPlan\n"
+        "cfg = TRAINING['smoke']; loop = replace(cfg.loop, steps=12, log_every=1, checkpoint_minutes=0)\n"
+        "cfg = replace(cfg, loop=loop, plan=BatchPlan(budget=900), degradation='mix')\n"
         "train(cfg, sys.argv[1], sys.argv[2])"
     )
     train(SMALL, shards.folder, tmp_path / "whole")
     run = tmp_path / "killed"
     for at in (3, 8):
-        p = subprocess.Popen([sys.executable, "-c", code, str(shards.folder), str(run)], env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+        p = subprocess.Popen(
+            [sys.executable, "-c", code, str(shards.folder), str(run)],
+            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        )
         deadline = time.monotonic() + 120
         while p.poll() is None and time.monotonic() < deadline:
             if max(losses_of(run), default=0) >= at:
@@ -199,7 +239,12 @@ def test_killed_at_any_moment(shards, tmp_path):
                 break
             time.sleep(0.01)
         p.wait()
-    subprocess.run([sys.executable, "-c", code, str(shards.folder), str(run)], check=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    subprocess.run(
+        [sys.executable, "-c", code, str(shards.folder), str(run)],
+        check=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
     assert losses_of(run) == losses_of(tmp_path / "whole")
 
 
@@ -237,7 +282,9 @@ def test_weights_round_trip(smoke, tmp_path):
     save_reader(smoke, tmp_path)
     again = load_reader(tmp_path)
     assert again.cfg == smoke.cfg
-    assert all(torch.equal(a.bfloat16().float(), b) for a, b in zip(smoke.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a.bfloat16().float(), b) for a, b in zip(smoke.parameters(), again.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,7 +294,11 @@ def test_weights_round_trip(smoke, tmp_path):
         ("model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:100]), "cannot be loaded"),
         ("config.json", lambda p: p.write_text("{"), "cannot be loaded"),
         ("config.json", lambda p: p.write_text(json.dumps({"layers": 3})), "layers"),
-        ("config.json", lambda p: p.write_text(p.read_text().replace('"d_decoder": 32', '"d_decoder": 64')), "cannot be loaded"),
+        (
+            "config.json",
+            lambda p: p.write_text(p.read_text().replace('"d_decoder": 32', '"d_decoder": 64')),
+            "cannot be loaded",
+        ),
         ("vocabulary.txt", lambda p: p.write_text(p.read_text().replace("measure", "bar", 1)), "vocabulary"),
     ],
 )

@@ -14,11 +14,33 @@ from lmx.linearization.Linearizer import Linearizer
 from lmx.linearization.vocabulary import ALL_TOKENS
 
 from vitomr.notation.engrave import FONTS, engrave, midi_bytes
-from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, analyse, decode, delinearise, encode, linearise, to_musicxml
-from vitomr.notation.score import MAX_BYTES, ScoreError, cut_excerpt, mxl_bytes, musicxml_bytes, parts, read_score, root_of, unzip_mxl
+from vitomr.notation.lmx import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    VOCABULARY,
+    analyse,
+    decode,
+    delinearise,
+    encode,
+    linearise,
+    to_musicxml,
+)
+from vitomr.notation.score import (
+    MAX_BYTES,
+    ScoreError,
+    cut_excerpt,
+    musicxml_bytes,
+    mxl_bytes,
+    parts,
+    read_score,
+    root_of,
+    unzip_mxl,
+)
 
 NOTE_ORDER = [
-    "grace", "chord", "pitch", "rest", "duration", "tie", "voice", "type", "dot", "accidental", "time-modification", "stem", "staff", "beam", "notations",
+    "grace", "chord", "pitch", "rest", "duration", "tie", "voice", "type", "dot", "accidental",
+    "time-modification", "stem", "staff", "beam", "notations",
 ]  # fmt: skip
 ATTRIBUTES_ORDER = ["divisions", "key", "time", "staves", "clef"]
 
@@ -172,7 +194,12 @@ def test_short_bars_are_filled_with_marked_rests():
     assert [n.get("color") is not None for n in bars[1].iterfind("note")] == [False, True, True]
 
 
-some_tokens = st.lists(st.sampled_from([*VOCABULARY, *["measure", "backup", "rest:measure", "chord", "C4", "quarter"] * 12, "not a token"]), max_size=70)
+some_tokens = st.lists(
+    st.sampled_from(
+        [*VOCABULARY, *["measure", "backup", "rest:measure", "chord", "C4", "quarter"] * 12, "not a token"]
+    ),
+    max_size=70,
+)
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -216,8 +243,16 @@ def test_other_formats_go_through_music21(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
-        ("bomb.xml", b'<!DOCTYPE a [<!ENTITY b "x"><!ENTITY c "&b;&b;">]><score-partwise>&c;</score-partwise>', "entities"),
-        ("outside.xml", b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><score-partwise>&b;</score-partwise>', "entities"),
+        (
+            "bomb.xml",
+            b'<!DOCTYPE a [<!ENTITY b "x"><!ENTITY c "&b;&b;">]><score-partwise>&c;</score-partwise>',
+            "entities",
+        ),
+        (
+            "outside.xml",
+            b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><score-partwise>&b;</score-partwise>',
+            "entities",
+        ),
         ("cut.musicxml", b"<score-partwise><part>", "not well-formed"),
         ("empty.musicxml", b"", "not well-formed"),
         ("other.xml", b"<html/>", "score-partwise"),
@@ -283,7 +318,9 @@ def test_every_note_and_rest_is_found_on_ink(piano, font):
 def test_heads_stand_in_order_of_pitch(piano):
     drawn = engrave(cut_excerpt(piano, 0, 1))
     at = drawn.positions
-    assert abs(at["n0"][0] - at["n1"][0]) < 2 and at["n1"][1] < at["n0"][1], "the chord's upper note stands above its lower one"
+    assert abs(at["n0"][0] - at["n1"][0]) < 2 and at["n1"][1] < at["n0"][1], (
+        "the chord's upper note stands above its lower one"
+    )
     assert at["n0"][0] < at["n2"][0] < at["n3"][0] < at["n4"][0] and at["n5"][1] > at["n0"][1] + 40
 
 

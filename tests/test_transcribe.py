@@ -65,7 +65,9 @@ def test_the_packaged_reader_reads(transcriber):
 
 def test_every_format(reading, tmp_path):
     made = {s: reading.save(tmp_path / f"a{s}").read_bytes() for s in SUFFIXES}
-    assert made[".mid"][:4] == b"MThd" and made[".svg"].lstrip()[:4] == b"<svg" and zipfile.is_zipfile(tmp_path / "a.mxl")
+    assert (
+        made[".mid"][:4] == b"MThd" and made[".svg"].lstrip()[:4] == b"<svg" and zipfile.is_zipfile(tmp_path / "a.mxl")
+    )
     assert made[".lmx"].decode().split() == reading.tokens
     plain, packed = (parts(root_of(made[s]))[0].element for s in (".musicxml", ".mxl"))
     assert linearise(plain).tokens == linearise(packed).tokens
@@ -129,7 +131,10 @@ BAD = {
     "cut.png": (lambda p: p.write_bytes(SCAN.read_bytes()[:3000]), "cannot be decoded"),
     "huge.png": (bomb, "megapixels"),
     "page.svg": (lambda p: p.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>"), "not a picture"),
-    "noise.png": (lambda p: Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 400), dtype=np.uint8)).save(p), "no staff lines"),
+    "noise.png": (
+        lambda p: Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 400), dtype=np.uint8)).save(p),
+        "no staff lines",
+    ),
 }
 
 
@@ -154,7 +159,14 @@ def test_pictures_turned_by_exif_are_turned_back(tmp_path):
 
 
 def run(*args) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "vitomr.cli", *map(str, args)], capture_output=True, text=True, timeout=300, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return subprocess.run(
+        [sys.executable, "-m", "vitomr.cli", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
 
 
 def test_command_line_transcribes(tmp_path):
@@ -192,21 +204,56 @@ def test_build_train_export_read_from_the_command_line(tmp_path, piano, capsys, 
 
     (tmp_path / "songs" / "train").mkdir(parents=True)
     (tmp_path / "songs" / "train" / "a.mxl").write_bytes(mxl_bytes(to_musicxml(linearise(piano).tokens)))
-    assert main(["data", "build", "--source", str(tmp_path / "songs"), "--out", str(tmp_path / "shards"), "--count", "12"]) == 0
-    assert main(["train", "--preset", "smoke", "--steps", "4", "--data", str(tmp_path / "shards"), "--out", str(tmp_path / "run")]) == 0
+    assert (
+        main(["data", "build", "--source", str(tmp_path / "songs"), "--out", str(tmp_path / "shards"), "--count", "12"])
+        == 0
+    )
+    assert (
+        main(
+            [
+                "train",
+                "--preset",
+                "smoke",
+                "--steps",
+                "4",
+                "--data",
+                str(tmp_path / "shards"),
+                "--out",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
     assert main(["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "weights")]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-2])["step"] == 4
-    args = ["evaluate", "--data", str(tmp_path / "shards"), "--weights", str(tmp_path / "weights"), "--bars", "1-2", "--limit", "2", "--json", str(tmp_path / "r.json")]
+    args = [
+        "evaluate",
+        "--data",
+        str(tmp_path / "shards"),
+        "--weights",
+        str(tmp_path / "weights"),
+        "--bars",
+        "1-2",
+        "--limit",
+        "2",
+        "--json",
+        str(tmp_path / "r.json"),
+    ]
     monkeypatch.setattr("vitomr.evaluate.MAX_TOKENS", 40)
     assert main(args) == 0
-    assert "piano" in capsys.readouterr().out and json.loads((tmp_path / "r.json").read_text())[0]["true"][0] == "measure"
+    assert (
+        "piano" in capsys.readouterr().out and json.loads((tmp_path / "r.json").read_text())[0]["true"][0] == "measure"
+    )
 
 
 # figures
 
 
 def test_symbol_error_rate_is_micro():
-    readings = [Reading("a", "piano", ["measure"], ["measure", "C4", "quarter"]), Reading("b", "single", ["measure"], ["measure"])]
+    readings = [
+        Reading("a", "piano", ["measure"], ["measure", "C4", "quarter"]),
+        Reading("b", "single", ["measure"], ["measure"]),
+    ]
     assert ser(readings).value == 2 / 4
     assert "1 of 1 without error" in report(readings)
 

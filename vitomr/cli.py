@@ -27,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
 
     t = commands.add_parser("transcribe", help="a picture of one line of music to a score")
     t.add_argument("picture", type=Path)
-    t.add_argument("-o", "--out", type=Path, required=True, help="what to write: .musicxml, .mxl, .mid, .lmx or .svg by its suffix")
+    t.add_argument(
+        "-o", "--out", type=Path, required=True, help="what to write: .musicxml, .mxl, .mid, .lmx or .svg by its suffix"
+    )
     t.add_argument("--weights", help="a weights folder or hub id; the packaged ones when left out")
     t.set_defaults(run=transcribe)
 

@@ -22,7 +22,6 @@ from torch import nn
 from .data.batches import PICTURE_MIX, Batch, Batches, BatchPlan, loader
 from .data.synthesis import Shards
 from .nn.attention import CrossAttention, SelfAttention, compute_dtype
-from .nn.decoding import greedy
 from .nn.vit import Encoder
 from .notation.lmx import PAD_ID, VOCABULARY
 from .train.loop import LoopConfig, fit, load_checkpoint, read_history
@@ -31,6 +30,7 @@ from .train.loop import LoopConfig, fit, load_checkpoint, read_history
 @dataclass(frozen=True)
 class ReaderConfig:
     "The shape of a reader."
+
     d_encoder: int = 256
     encoder_layers: int = 5
     encoder_heads: int = 4
@@ -52,7 +52,15 @@ class ReaderConfig:
 
 
 READERS = {
-    "smoke": ReaderConfig(d_encoder=32, encoder_layers=1, encoder_heads=2, d_decoder=32, decoder_layers=2, decoder_heads=2, guided_layers=(1,)),
+    "smoke": ReaderConfig(
+        d_encoder=32,
+        encoder_layers=1,
+        encoder_heads=2,
+        d_decoder=32,
+        decoder_layers=2,
+        decoder_heads=2,
+        guided_layers=(1,),
+    ),
     "tiny": ReaderConfig(),
     "base": ReaderConfig(768, 12, 12, 2, 1024, 12, 16, (4, 6)),
 }
@@ -98,7 +106,9 @@ class Reader(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.cfg = cfg
         self.encoder = Encoder(cfg.d_encoder, cfg.encoder_layers, cfg.encoder_heads, cfg.stem_blocks)
-        self.bridge = nn.Linear(cfg.d_encoder, cfg.d_decoder, bias=False) if cfg.d_encoder != cfg.d_decoder else nn.Identity()
+        self.bridge = (
+            nn.Linear(cfg.d_encoder, cfg.d_decoder, bias=False) if cfg.d_encoder != cfg.d_decoder else nn.Identity()
+        )
         self.embed = nn.Embedding(cfg.vocabulary_size, cfg.d_decoder)
         self.blocks = nn.ModuleList(DecoderBlock(cfg.d_decoder, cfg.decoder_heads) for _ in range(cfg.decoder_layers))
         self.norm = nn.LayerNorm(cfg.d_decoder)
@@ -163,12 +173,15 @@ def gaze_loss(
     "Cross-entropy of guided attention, mean over heads."
     if not maps or not (patch >= 0).any():
         return torch.zeros((), device=patch.device)
-    return torch.stack([F.cross_entropy(rearrange(m, "b t l -> (b t) l"), patch.flatten(), ignore_index=-1) for m in maps]).mean()
+    return torch.stack(
+        [F.cross_entropy(rearrange(m, "b t l -> (b t) l"), patch.flatten(), ignore_index=-1) for m in maps]
+    ).mean()
 
 
 @dataclass(frozen=True)
 class Losses:
     "Weights of the three losses."
+
     symbols: float = 1.0
     gaze: float = 0.3
 
@@ -181,7 +194,12 @@ class Losses:
         ce = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=PAD_ID)
         symbols = symbol_loss(model.symbol_head(features), batch.symbols, memory.mask)
         gaze = gaze_loss(maps, batch.patch)
-        parts = {"ce": ce.detach(), "symbols": symbols.detach(), "gaze": gaze.detach(), "tokens": int((target != PAD_ID).sum())}
+        parts = {
+            "ce": ce.detach(),
+            "symbols": symbols.detach(),
+            "gaze": gaze.detach(),
+            "tokens": int((target != PAD_ID).sum()),
+        }
         return ce + self.symbols * symbols + self.gaze * gaze, parts
 
 # %% ../nbs/01_decoder.ipynb #4b9c2454
@@ -210,9 +228,13 @@ def load_reader(
     folder = Path(folder)
     for name in ("config.json", "model.safetensors", "vocabulary.txt"):
         if not (folder / name).is_file():
-            raise WeightsError(f"{folder} holds no {name}; weights are a folder of config.json, model.safetensors and vocabulary.txt")
+            raise WeightsError(
+                f"{folder} holds no {name}; weights are a folder of config.json, model.safetensors and vocabulary.txt"
+            )
     if tuple((folder / "vocabulary.txt").read_text().split()) != VOCABULARY:
-        raise WeightsError(f"{folder / 'vocabulary.txt'} is not the vocabulary of this version; the weights would read nonsense")
+        raise WeightsError(
+            f"{folder / 'vocabulary.txt'} is not the vocabulary of this version; the weights would read nonsense"
+        )
     try:
         model = Reader(ReaderConfig.from_dict(json.loads((folder / "config.json").read_text())))
         state = load_file(folder / "model.safetensors")
@@ -225,6 +247,7 @@ def load_reader(
 @dataclass(frozen=True)
 class TrainConfig:
     "All of a supervised run."
+
     reader: ReaderConfig = READERS["tiny"]
     loop: LoopConfig = LoopConfig(steps=2500, lr=1.5e-3, optimizer="muon", warmup=100, ema=0.995)
     plan: BatchPlan = BatchPlan(budget=7000, lengths=((0, 60), (300, 60), (1200, 500), (1600, 768)))
@@ -239,10 +262,19 @@ class TrainConfig:
 
 TRAINING = {
     "smoke": TrainConfig(
-        READERS["smoke"], LoopConfig(steps=30, warmup=5, log_every=2, lr=2e-3, bf16=False, ema=0.9), BatchPlan(budget=1500, lengths=((0, 100),)), degradation="clean", workers=0
+        READERS["smoke"],
+        LoopConfig(steps=30, warmup=5, log_every=2, lr=2e-3, bf16=False, ema=0.9),
+        BatchPlan(budget=1500, lengths=((0, 100),)),
+        degradation="clean",
+        workers=0,
     ),
     "tiny": TrainConfig(),
-    "base": TrainConfig(READERS["base"], LoopConfig(steps=200_000, lr=2e-4, warmup=4000), BatchPlan(budget=60_000, max_batch=256), workers=8),
+    "base": TrainConfig(
+        READERS["base"],
+        LoopConfig(steps=200_000, lr=2e-4, warmup=4000),
+        BatchPlan(budget=60_000, max_batch=256),
+        workers=8,
+    ),
 }
 
 
@@ -264,7 +296,16 @@ def train(
     plan = replace(cfg.plan, seed=cfg.loop.seed)
     batches = Batches(Shards(shards), plan, mix=cfg.mix, space=cfg.reader.staff_space, steps=cfg.loop.steps)
     about = {"reader": asdict(cfg.reader), "losses": asdict(cfg.losses)}
-    ema = fit(model, lambda start: loader(batches, start, workers=cfg.workers), cfg.losses, cfg.loop, run_dir, about=about, device=device, **fit_options)
+    ema = fit(
+        model,
+        lambda start: loader(batches, start, workers=cfg.workers),
+        cfg.losses,
+        cfg.loop,
+        run_dir,
+        about=about,
+        device=device,
+        **fit_options,
+    )
     model.load_state_dict(ema.shadow)
     return model.eval()
 

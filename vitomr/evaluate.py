@@ -27,6 +27,7 @@ MAX_TOKENS = 1024  # of one reading
 @dataclass
 class Reading:
     "One picture, read."
+
     name: str
     kind: str  # piano, single or picture
     pred: list[str]  # tokens
@@ -45,7 +46,12 @@ def read_batch(
     "Read several pictures at once, greedily."
     pixels, mask = pad_pictures(imgs)
     with torch.inference_mode():
-        read = greedy(transcriber.model, pixels.to(transcriber.device), mask.to(transcriber.device), max_tokens=max_tokens or MAX_TOKENS)
+        read = greedy(
+            transcriber.model,
+            pixels.to(transcriber.device),
+            mask.to(transcriber.device),
+            max_tokens=max_tokens or MAX_TOKENS,
+        )
     return [decode(read.ids(b)) for b in range(len(imgs))]
 
 # %% ../nbs/04_evaluate.ipynb #b924f8c9
@@ -83,7 +89,10 @@ def read_shards(
         numbers = chosen[at : at + batch_size]
         samples = [shards[i] for i in numbers]
         space = transcriber.model.cfg.staff_space
-        imgs = [prepare(s, np.random.default_rng([7, i]), degradation, space)[0] for i, s in zip(numbers, samples, strict=True)]
+        imgs = [
+            prepare(s, np.random.default_rng([7, i]), degradation, space)[0]
+            for i, s in zip(numbers, samples, strict=True)
+        ]
         for s, pred in zip(samples, read_batch(transcriber, imgs), strict=True):
             yield Reading(f"{s.song}:{s.start}+{s.n_measures}", s.kind, pred, decode(s.ids))
 
@@ -93,7 +102,11 @@ def read_folder(
     folder: str | Path,
 ) -> Iterator[Reading]:
     "Read the pictures of a folder that have their LMX beside them. Raises ValueError when there are none."
-    pairs = [(p, p.with_suffix(".lmx")) for p in sorted(Path(folder).iterdir()) if p.suffix.lower() in (".png", ".jpg", ".jpeg") and p.with_suffix(".lmx").is_file()]
+    pairs = [
+        (p, p.with_suffix(".lmx"))
+        for p in sorted(Path(folder).iterdir())
+        if p.suffix.lower() in (".png", ".jpg", ".jpeg") and p.with_suffix(".lmx").is_file()
+    ]
     if not pairs:
         raise ValueError(f"{folder} holds neither shards nor pictures with their truth (NAME.png beside NAME.lmx)")
     for picture, truth in pairs:

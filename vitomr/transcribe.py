@@ -7,7 +7,6 @@ __all__ = ['FORMATS', 'MAX_FILE_BYTES', 'SUFFIXES', 'PACKAGED', 'MAX_PATCHES', '
            'Transcriber']
 
 # %% ../nbs/05_transcribe.ipynb #e54eadaa
-import io
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from PIL import Image, ImageOps
 import vitomr
 from .data.batches import PATCH, pad_pictures
 from .decoder import Reader, WeightsError, load_reader
-from .nn.decoding import Decoded, stream
+from .nn.decoding import stream
 from .notation.engrave import midi_bytes, render_svg
-from .notation.lmx import EOS_ID, PAD_ID, Analysis, analyse, decode, to_musicxml
+from .notation.lmx import EOS_ID, Analysis, analyse, decode, to_musicxml
 from .notation.score import musicxml_bytes, mxl_bytes
 from .page.staves import MAX_PIXELS, Normalised, normalise, to_gray
 
@@ -43,12 +42,16 @@ def open_picture(
     if not path.is_file():
         raise PictureError(f"no such picture: {path}")
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise PictureError(f"{path.name} has {path.stat().st_size / 1e6:.0f} MB; at most {MAX_FILE_BYTES / 1e6:.0f} MB are read")
+        raise PictureError(
+            f"{path.name} has {path.stat().st_size / 1e6:.0f} MB; at most {MAX_FILE_BYTES / 1e6:.0f} MB are read"
+        )
     try:
         with Image.open(path, formats=FORMATS) as img:
             w, h = img.size
             if w * h > MAX_PIXELS:
-                raise PictureError(f"{path.name} has {w * h / 1e6:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are read: shrink it first")
+                raise PictureError(
+                    f"{path.name} has {w * h / 1e6:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are read: shrink it"
+                )
             pixels = ImageOps.exif_transpose(img)
             pixels.load()
     except PictureError:
@@ -71,6 +74,7 @@ SUFFIXES = (".musicxml", ".mxl", ".mid", ".lmx", ".svg")
 @dataclass
 class Transcription:
     "The reading of one picture."
+
     tokens: list[str]  # LMX, as the model wrote it
     logp: list[float]  # of each token
     picture: np.ndarray  # uint8 (H, W), the normal form that was read
@@ -96,7 +100,12 @@ class Transcription:
             raise ValueError(f"cannot write {suffix or 'a file without suffix'}; choose from {', '.join(SUFFIXES)}")
         if suffix == ".lmx":
             return (self.lmx + "\n").encode()
-        makers = {".musicxml": musicxml_bytes, ".mxl": mxl_bytes, ".mid": midi_bytes, ".svg": lambda s: render_svg(s).encode()}
+        makers = {
+            ".musicxml": musicxml_bytes,
+            ".mxl": mxl_bytes,
+            ".mid": midi_bytes,
+            ".svg": lambda s: render_svg(s).encode(),
+        }
         return makers[suffix](self.score)
 
     def save(self, path: str | Path) -> Path:
@@ -125,19 +134,28 @@ class Transcriber:
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path | None = None,  # None: the packaged weights; a folder; or the id of a model on the Hugging Face hub
+        name: str
+        | Path
+        | None = None,  # None: the packaged weights; a folder; or the id of a model on the Hugging Face hub
         *,
         device: str | None = None,
     ) -> "Transcriber":
         "Load weights. Only a hub id makes a network call. Raises `WeightsError` in one line."
         folder = PACKAGED if name is None else Path(name)
-        if not folder.is_dir() and name is not None and str(name).count("/") == 1 and not str(name).startswith((".", "/")):
+        if (
+            not folder.is_dir()
+            and name is not None
+            and str(name).count("/") == 1
+            and not str(name).startswith((".", "/"))
+        ):
             from huggingface_hub import snapshot_download
 
             try:
                 folder = Path(snapshot_download(str(name), allow_patterns=["*.json", "*.txt", "*.safetensors"]))
             except Exception as e:  # offline, no such model, no access
-                raise WeightsError(f"{name} is neither a folder nor a model that the hub gives ({type(e).__name__})") from e
+                raise WeightsError(
+                    f"{name} is neither a folder nor a model that the hub gives ({type(e).__name__})"
+                ) from e
         return cls(load_reader(folder), device=device)
 
     def normal_form(
@@ -150,7 +168,10 @@ class Transcriber:
         found = normalise(picture, space=self.model.cfg.staff_space)
         h, w = found.img.shape
         if h * w > MAX_PATCHES * PATCH * PATCH:
-            raise PictureError(f"one system of {w} x {h} px at {self.model.cfg.staff_space:g} px a staff space is too large to read; crop to one line of music")
+            raise PictureError(
+                f"one system of {w} x {h} px at {self.model.cfg.staff_space:g} px a staff space is too large to read; "
+                "crop to one line of music"
+            )
         return found
 
     def stream(

@@ -84,7 +84,13 @@ def prepare(
 
 # %% ../../nbs/data/batches.ipynb #498ea24f
 _SYMBOL = np.zeros(len(TOKEN_ID), bool)  # tokens that a patch can be asked for
-_SYMBOL[[i for t, i in TOKEN_ID.items() if (len(t) == 2 and t[1].isdigit()) or t in ("rest", "rest:measure", "dot", "grace")]] = True
+_SYMBOL[
+    [
+        i
+        for t, i in TOKEN_ID.items()
+        if (len(t) == 2 and t[1].isdigit()) or t in ("rest", "rest:measure", "dot", "grace")
+    ]
+] = True
 _SYMBOL[[TOKEN_ID[t] for t in ("64th", "32nd", "16th", "eighth", "quarter", "half", "whole", "breve")]] = True
 _SYMBOL[[TOKEN_ID[t] for t in ("sharp", "flat", "natural", "double-sharp", "flat-flat")]] = True
 
@@ -135,6 +141,7 @@ def collate(
 @dataclass(frozen=True)
 class BatchPlan:
     "How batches are drawn."
+
     budget: int = 5000  # padded patches + tokens of a batch
     lengths: tuple[tuple[int, float], ...] = ((0, 768),)  # (step, longest excerpt in tokens): a broken line
     seed: int = 0
@@ -187,7 +194,10 @@ class Batches(torch.utils.data.Dataset):
             raise IndexError(step)
         cv2.setNumThreads(1)
         samples = [self.shards[int(i)] for i in self.indices(step)]
-        ready = [prepare(s, np.random.default_rng([self.plan.seed, step, j]), self.mix, self.space) for j, s in enumerate(samples)]
+        ready = [
+            prepare(s, np.random.default_rng([self.plan.seed, step, j]), self.mix, self.space)
+            for j, s in enumerate(samples)
+        ]
         return collate(samples, [r[0] for r in ready], [r[1] for r in ready])
 
 
@@ -199,4 +209,6 @@ def loader(
 ) -> torch.utils.data.DataLoader:
     "Batches from a step on, prepared ahead in other processes."
     more = {"prefetch_factor": 4, "multiprocessing_context": "fork"} if workers else {}
-    return torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(start, len(batches)), num_workers=workers, **more)
+    return torch.utils.data.DataLoader(
+        batches, batch_size=None, sampler=range(start, len(batches)), num_workers=workers, **more
+    )

@@ -42,6 +42,7 @@ def split_of(
 # %% ../../nbs/data/corpora.ipynb #3a6b2d84
 def _zip_songs(path: Path) -> list[Song]:
     "The scores of a zip."
+
     def load(name: str) -> ET.Element:
         with zipfile.ZipFile(path) as z, z.open(name) as f:
             return root_of(f.read(MAX_BYTES + 1), name)
@@ -51,21 +52,37 @@ def _zip_songs(path: Path) -> list[Song]:
             names = sorted(n for n in z.namelist() if PurePosixPath(n).suffix.lower() in MUSICXML_SUFFIXES)
     except zipfile.BadZipFile as e:
         raise ScoreError(f"{path} is not a readable zip ({e}); download it again") from e
-    return [Song(PurePosixPath(n).stem, split_of(n), path.stem, _licence(path.stem), lambda n=n: load(n)) for n in names]
+    return [
+        Song(PurePosixPath(n).stem, split_of(n), path.stem, _licence(path.stem), lambda n=n: load(n)) for n in names
+    ]
 
 
 def _folder_songs(path: Path) -> list[Song]:
     "The scores below a folder."
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in MUSICXML_SUFFIXES and p.is_file())
     names = [p.relative_to(path).as_posix() for p in files]
-    return [Song(p.stem, split_of(n), path.name, _licence(str(path)), lambda p=p: read_score(p)) for p, n in zip(files, names, strict=True)]
+    return [
+        Song(p.stem, split_of(n), path.name, _licence(str(path)), lambda p=p: read_score(p))
+        for p, n in zip(files, names, strict=True)
+    ]
 
 
 def _licence(name: str) -> str:
     return "CC0 1.0" if "openscore" in name.lower() else "as the owner of the folder knows"
 
 # %% ../../nbs/data/corpora.ipynb #62e14822
-MUSIC21_FOLDERS = ("bach", "beethoven", "corelli", "handel", "haydn", "josquin", "mozart", "palestrina", "schubert", "schumann_clara")
+MUSIC21_FOLDERS = (
+    "bach",
+    "beethoven",
+    "corelli",
+    "handel",
+    "haydn",
+    "josquin",
+    "mozart",
+    "palestrina",
+    "schubert",
+    "schumann_clara",
+)
 
 
 def _music21_songs() -> list[Song]:
@@ -76,8 +93,15 @@ def _music21_songs() -> list[Song]:
         return read_score(path) if path.suffix.lower() in MUSICXML_SUFFIXES else music21_to_xml(path)
 
     paths = [Path(p) for folder in MUSIC21_FOLDERS for p in music21.corpus.getComposer(folder)]
-    kept = {f"{p.parent.name}/{p.stem}": p for p in sorted(paths, reverse=True) if p.suffix.lower() in (".mxl", ".xml", ".musicxml", ".krn")}
-    return [Song(name, split_of(p.name), "music21", "see music21's corpus licence", lambda p=p: load(p)) for name, p in sorted(kept.items())]
+    kept = {
+        f"{p.parent.name}/{p.stem}": p
+        for p in sorted(paths, reverse=True)
+        if p.suffix.lower() in (".mxl", ".xml", ".musicxml", ".krn")
+    }
+    return [
+        Song(name, split_of(p.name), "music21", "see music21's corpus licence", lambda p=p: load(p))
+        for name, p in sorted(kept.items())
+    ]
 
 
 def open_corpus(

@@ -128,7 +128,8 @@ def song_samples(
 # %% ../../nbs/data/synthesis.ipynb #ba33631b
 INDEX = np.dtype(
     [
-        ("img", "i8"), ("height", "i4"), ("width", "i4"), ("token", "i8"), ("n_tokens", "i4"), ("head", "i8"), ("n_heads", "i4"),
+        ("img", "i8"), ("height", "i4"), ("width", "i4"),
+        ("token", "i8"), ("n_tokens", "i4"), ("head", "i8"), ("n_heads", "i4"),
         ("song", "i4"), ("start", "i4"), ("n_measures", "i4"), ("piano", "?"),
     ]
 )  # fmt: skip
@@ -146,7 +147,12 @@ def write_shard(
         row["img"], row["token"], row["head"] = at["img"], at["token"], at["head"]
         row["height"], row["width"] = s.img.shape
         row["n_tokens"], row["n_heads"] = len(s.ids), len(s.heads)
-        row["song"], row["start"], row["n_measures"], row["piano"] = songs.index(s.song), s.start, s.n_measures, s.kind == "piano"
+        row["song"], row["start"], row["n_measures"], row["piano"] = (
+            songs.index(s.song),
+            s.start,
+            s.n_measures,
+            s.kind == "piano",
+        )
         at["img"] += s.img.size
         at["token"] += len(s.ids)
         at["head"] += len(s.heads)
@@ -167,9 +173,13 @@ class Shards:
         folder: str | Path,  # as `build` wrote it
     ):
         self.folder = Path(folder)
-        self.paths = [str(p)[: -len(".index.npy")] for p in sorted(self.folder.glob("*.index.npy")) if ".tmp." not in p.name]
+        self.paths = [
+            str(p)[: -len(".index.npy")] for p in sorted(self.folder.glob("*.index.npy")) if ".tmp." not in p.name
+        ]
         if not self.paths:
-            raise FileNotFoundError(f"no shards in {folder}; make some with: vitomr data build --source music21 --out {folder} --count 2000")
+            raise FileNotFoundError(
+                f"no shards in {folder}; make some with: vitomr data build --source music21 --out {folder} --count 2000"
+            )
         self.indexes = [np.load(f"{p}.index.npy") for p in self.paths]
         self.index = np.concatenate(self.indexes)
         self.shard_of = np.repeat(np.arange(len(self.paths)), [len(i) for i in self.indexes])
@@ -206,6 +216,7 @@ SHARD_SIZE = 250  # samples
 @dataclass(frozen=True)
 class BuildJob:
     "All that decides what a shard holds."
+
     source: str
     split: str
     seed: int
@@ -225,7 +236,9 @@ def make_shard(job: BuildJob, k: int, size: int, out: Path) -> int:
         if len(samples) >= size:
             write_shard(samples[:size], path)
             return size
-    raise ScoreError(f"{job.source} gave {len(samples)} of the {size} samples of shard {k}; it holds too little that LMX can say")
+    raise ScoreError(
+        f"{job.source} gave {len(samples)} of the {size} samples of shard {k}; it holds too little that LMX can say"
+    )
 
 
 def build(
@@ -278,4 +291,6 @@ def _check_same_build(out: Path, job: BuildJob) -> None:
     if not record.exists():
         record.write_text(json.dumps(now, indent=1))
     elif json.loads(record.read_text()) != now:
-        raise ScoreError(f"{out} holds another build ({record.read_text()[:200]!r}); choose another folder or delete it")
+        raise ScoreError(
+            f"{out} holds another build ({record.read_text()[:200]!r}); choose another folder or delete it"
+        )

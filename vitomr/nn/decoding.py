@@ -22,12 +22,15 @@ class Writer(Protocol):
 
     def new_cache(self, memory, length: int): ...
 
-    def decode(self, tokens: torch.Tensor, memory, start: int = 0, cache=None) -> torch.Tensor: ...  # (B, T) → logits (B, T, V)
+    def decode(
+        self, tokens: torch.Tensor, memory, start: int = 0, cache=None
+    ) -> torch.Tensor: ...  # (B, T) → logits (B, T, V)
 
 
 @dataclass
 class Decoded:
     "What was written about B pictures."
+
     tokens: torch.Tensor  # int64 (B, T), without <bos>; <pad> after <eos>
     logp: torch.Tensor  # float32 (B, T), log-probability of each token; 0 after <eos>
 
@@ -65,7 +68,9 @@ def stream(
             return
 
 
-def greedy(model: Writer, img: torch.Tensor, mask: torch.Tensor, *, max_tokens: int = 1024, cached: bool = True) -> Decoded:
+def greedy(
+    model: Writer, img: torch.Tensor, mask: torch.Tensor, *, max_tokens: int = 1024, cached: bool = True
+) -> Decoded:
     "The greedy reading of a batch of pictures; see `stream`."
     columns = list(stream(model, img, mask, max_tokens=max_tokens, cached=cached))
     return Decoded(torch.stack([c[0] for c in columns], 1), torch.stack([c[1] for c in columns], 1))

@@ -95,7 +95,10 @@ class Encoder(nn.Module):
         "Raises ValueError when picture and mask do not fit."
         h, w = img.shape[2] // PATCH, img.shape[3] // PATCH
         if img.shape[2:] != (h * PATCH, w * PATCH) or mask.shape[1:] != (h, w):
-            raise ValueError(f"pictures of {tuple(img.shape[2:])} px with a mask of {tuple(mask.shape[1:])} patches; sides must be multiples of {PATCH}")
+            raise ValueError(
+                f"pictures of {tuple(img.shape[2:])} px with a mask of {tuple(mask.shape[1:])} patches; "
+                f"sides must be multiples of {PATCH}"
+            )
         ink = 1 - img.to(self.norm.weight.dtype) / 255
         x = rearrange(self.stem(ink, mask), "b d h w -> b (h w) d")
         x = x + sincos_positions(h, w, self.d, x.device).to(x.dtype)

@@ -96,7 +96,12 @@ def rasterise(
     if size is None or max(float(size[1]), float(size[2])) > MAX_SIDE:
         raise ScoreError(f"an engraving of {size and size.groups()} px cannot be drawn; at most {MAX_SIDE} a side")
     png = resvg_py.svg_to_bytes(
-        svg_string=svg, background="#ffffff", skip_system_fonts=True, font_files=FONT_FILES, serif_family="DejaVu Serif", font_family="DejaVu Serif"
+        svg_string=svg,
+        background="#ffffff",
+        skip_system_fonts=True,
+        font_files=FONT_FILES,
+        serif_family="DejaVu Serif",
+        font_family="DejaVu Serif",
     )
     img = cv2.imdecode(np.frombuffer(bytes(png), np.uint8), cv2.IMREAD_GRAYSCALE)
     if img is None:
@@ -121,9 +126,10 @@ def positions(
     scale = size[0] / view[0]
     found = {}
     heads = re.compile(
-        r'<g id="([^"]+)" class="(note|rest|mRest)">\s*(?:<g class="notehead"[^>]*>\s*)?<use [^>]*translate\((-?[\d.]+), (-?[\d.]+)\)'
+        r'<g id="([^"]+)" class="(?:note|rest|mRest)">\s*(?:<g class="notehead"[^>]*>\s*)?'
+        r"<use [^>]*translate\((-?[\d.]+), (-?[\d.]+)\)"
     )
-    for name, kind, x, y in heads.findall(svg):
+    for name, x, y in heads.findall(svg):
         middle = 0.5 * NOTEHEAD_WIDTH * UNITS_PER_SPACE
         found[name] = (scale * (float(x) + margin[0] + middle), scale * (float(y) + margin[1]))
     return found

@@ -97,7 +97,10 @@ def linearise(
 
 # %% ../../nbs/notation/lmx.ipynb #e97230ef
 _PITCHES, _VOICES = frozenset(V.PITCH_TOKENS), frozenset(V.VOICE_TOKENS)
-_PREFIXES, _SUFFIXES = frozenset(V.NOTE_PREFIX_TOKENS), frozenset([*V.NOTE_SUFFIX_TOKENS, *V.BEATS_TOKENS, *V.BEAT_TYPE_TOKENS])
+_PREFIXES, _SUFFIXES = (
+    frozenset(V.NOTE_PREFIX_TOKENS),
+    frozenset([*V.NOTE_SUFFIX_TOKENS, *V.BEATS_TOKENS, *V.BEAT_TYPE_TOKENS]),
+)
 _NOTE_ROOTS = frozenset(V.NOTE_ROOT_TOKENS)
 _KEYS, _CLEFS, _STAVES = frozenset(V.KEY_TOKENS), frozenset(V.CLEF_TOKENS), frozenset(V.STAFF_TOKENS)
 _TIME_MODIFICATIONS = frozenset(V.TIME_MODIFICATION_TOKENS)
@@ -111,12 +114,21 @@ _SINGLE = {  # suffix → the group of which a note may have one
     **{t: t for t in ("tied:start", "tied:stop", "tuplet:start", "tuplet:stop", "fermata", "arpeggiate", "staccato")},
     **{t: t for t in ("accent", "strong-accent", "tenuto", "trill-mark")},
 }
-_MOST = {"dot": 4, "beam:begin": 6, "beam:end": 6, "beam:forward-hook": 4, "beam:backward-hook": 4, "slur:start": 4, "slur:stop": 4}
+_MOST = {
+    "dot": 4,
+    "beam:begin": 6,
+    "beam:end": 6,
+    "beam:forward-hook": 4,
+    "beam:backward-hook": 4,
+    "slur:start": 4,
+    "slur:stop": 4,
+}
 
 
 @dataclass
 class LmxError:
     "One thing that is wrong in a sequence."
+
     kind: str  # one of the kinds of SPEC: unknown-token, dangling-prefix …
     position: int  # index of the token
     token: str
@@ -125,6 +137,7 @@ class LmxError:
 @dataclass
 class Analysis:
     "What is wrong in a sequence, and the nearest one that is right."
+
     tokens: list[str]  # repaired: the delinearizer accepts it
     minor: list[LmxError] = field(default_factory=list)
     fatal: str | None = None  # empty, no-measure, unconvertible
@@ -163,7 +176,9 @@ def _items(tokens: list[tuple[int, str]], errors: list[LmxError]) -> list[_Item]
 def _attribute(item: _Item, errors: list[LmxError]) -> list[str]:
     "A key, time or clef with just the suffixes it may have."
     errors += [LmxError("dangling-prefix", p, t) for p, t in item.prefixes]
-    groups = {"time": [V.BEATS_TOKENS, V.BEAT_TYPE_TOKENS]}.get(item.root, [V.STAFF_TOKENS] if item.root in _CLEFS else [])
+    groups = {"time": [V.BEATS_TOKENS, V.BEAT_TYPE_TOKENS]}.get(
+        item.root, [V.STAFF_TOKENS] if item.root in _CLEFS else []
+    )
     kept: dict[int, str] = {}
     for p, t in item.suffixes:
         group = next((i for i, g in enumerate(groups) if t in g), None)
@@ -210,7 +225,11 @@ def _prefixes(item: _Item, in_chord: bool, errors: list[LmxError]) -> list[str]:
     if "grace" not in kept:
         allowed -= {"grace:slash"}
     errors += [LmxError("dangling-prefix", item.position, t) for slot, t in kept.items() if slot not in allowed]
-    return [kept[s] for s in ("print-object:no", "grace", "grace:slash", "chord", "kind", "voice") if s in kept and s in allowed]
+    return [
+        kept[s]
+        for s in ("print-object:no", "grace", "grace:slash", "chord", "kind", "voice")
+        if s in kept and s in allowed
+    ]
 
 
 def _suffixes(item: _Item, kind: str, errors: list[LmxError]) -> list[str]:
@@ -251,6 +270,7 @@ def _length(root: str, suffixes: list[str]) -> Fraction:
 @dataclass
 class _Clock:
     "Where a bar's time stands; lives as long as the sequence."
+
     bar: Fraction | None = None  # quarters a bar lasts, from the time signature
     onset: Fraction = Fraction(0)
     ends: list[Fraction] = field(default_factory=list)  # where each voice's run of notes ended
@@ -281,7 +301,9 @@ def _repair_note(item: _Item, clock: _Clock, errors: list[LmxError]) -> list[str
         clock.ends.append(clock.onset)
         clock.onset -= length
     elif item.root == "rest:measure":
-        clock.onset += clock.bar if clock.bar is not None else max([*clock.ends, Fraction(4) if clock.onset == 0 else Fraction(0)])
+        clock.onset += (
+            clock.bar if clock.bar is not None else max([*clock.ends, Fraction(4) if clock.onset == 0 else Fraction(0)])
+        )
     elif "grace" not in prefixes and "chord" not in prefixes:
         clock.onset += _length(item.root, suffixes)
     if "chord" not in prefixes and "grace" not in prefixes:
@@ -424,7 +446,9 @@ def _fill_measure(measure: ET.Element, bar: Fraction | None, is_first: bool) -> 
             backup.text = str(Fraction(backup.text) + expected - end)
         measure[index:index] = _filling_rests(expected - end, voice, staff)
     elif longest > expected:
-        direction = ET.fromstring('<direction placement="above"><direction-type><words>bar too long</words></direction-type></direction>')
+        direction = ET.fromstring(
+            '<direction placement="above"><direction-type><words>bar too long</words></direction-type></direction>'
+        )
         direction.find("direction-type/words").set("color", MARK_COLOUR)
         measure.insert(0, direction)
 

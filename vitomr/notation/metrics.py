@@ -24,6 +24,7 @@ def token_distance(
 @dataclass(frozen=True)
 class Rate:
     "A micro-averaged rate and its 95 % bootstrap interval."
+
     value: float
     low: float
     high: float
@@ -43,7 +44,10 @@ def micro_rate(
     "Sum of errors over sum of sizes, with a bootstrap interval over pieces. Raises ValueError for no pieces."
     errors, sizes = np.asarray(errors, float), np.asarray(sizes, float)
     if len(errors) == 0 or len(errors) != len(sizes) or sizes.sum() <= 0:
-        raise ValueError(f"a rate of {len(errors)} errors over {len(sizes)} pieces; both must be the same number, at least 1, with something to count")
+        raise ValueError(
+            f"a rate of {len(errors)} errors over {len(sizes)} pieces; "
+            "both must be the same number, at least 1, with something to count"
+        )
     draw = np.random.default_rng(seed).integers(len(errors), size=(n_resamples, len(errors)))
     rates = errors[draw].sum(1) / np.maximum(sizes[draw].sum(1), 1e-9)
     low, high = np.quantile(rates, [0.025, 0.975])

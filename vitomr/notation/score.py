@@ -59,9 +59,14 @@ def unzip_mxl(
                 box = members["META-INF/container.xml"]
                 if box.file_size > 1_000_000:
                     raise ScoreError(f"{name} has a container.xml of {box.file_size} bytes; at most 1 MB is read")
-                main = next((e.get("full-path") for e in parse_xml(z.read(box), name).iter() if e.tag.endswith("rootfile")), None)
+                main = next(
+                    (e.get("full-path") for e in parse_xml(z.read(box), name).iter() if e.tag.endswith("rootfile")),
+                    None,
+                )
             if main not in members:
-                main = next((n for n in members if not n.startswith("META-INF") and n.endswith((".xml", ".musicxml"))), None)
+                main = next(
+                    (n for n in members if not n.startswith("META-INF") and n.endswith((".xml", ".musicxml"))), None
+                )
             if main is None:
                 raise ScoreError(f"{name} holds no MusicXML document")
             with z.open(members[main]) as f:
@@ -78,7 +83,9 @@ def read_score(
     if not path.is_file():
         raise ScoreError(f"no such score file: {path}")
     if path.stat().st_size > MAX_BYTES:
-        raise ScoreError(f"{path.name} has {path.stat().st_size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} MB are read")
+        raise ScoreError(
+            f"{path.name} has {path.stat().st_size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} MB are read"
+        )
     if path.suffix.lower() in MUSICXML_SUFFIXES:
         return root_of(path.read_bytes(), path.name)
     return music21_to_xml(path)
@@ -93,7 +100,9 @@ def root_of(
         data = unzip_mxl(data, name)
     root = parse_xml(data, name)
     if root.tag != "score-partwise":
-        raise ScoreError(f"{name} has the root <{root.tag[:40]}>, expected <score-partwise>; export it as partwise MusicXML")
+        raise ScoreError(
+            f"{name} has the root <{root.tag[:40]}>, expected <score-partwise>; export it as partwise MusicXML"
+        )
     return root
 
 
@@ -253,10 +262,16 @@ def musicxml_bytes(
     score: ET.Element,  # <score-partwise>
 ) -> bytes:
     "A score as a MusicXML 4.0 document."
-    head = b'<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE score-partwise PUBLIC "-//Recordare//DTD MusicXML 4.0 Partwise//EN" '
+    head = b'<?xml version="1.0" encoding="UTF-8"?>\n'
+    head += b'<!DOCTYPE score-partwise PUBLIC "-//Recordare//DTD MusicXML 4.0 Partwise//EN" '
     score = copy.deepcopy(score)
     ET.indent(score)
-    return head + b'"http://www.musicxml.org/dtds/partwise.dtd">\n' + ET.tostring(score, encoding="utf-8", xml_declaration=False) + b"\n"
+    return (
+        head
+        + b'"http://www.musicxml.org/dtds/partwise.dtd">\n'
+        + ET.tostring(score, encoding="utf-8", xml_declaration=False)
+        + b"\n"
+    )
 
 
 def mxl_bytes(
@@ -264,8 +279,11 @@ def mxl_bytes(
 ) -> bytes:
     "A score as a compressed MusicXML archive."
     box = io.BytesIO()
-    container = '<?xml version="1.0" encoding="UTF-8"?><container><rootfiles><rootfile full-path="score.musicxml"/></rootfiles></container>'
+    container = '<?xml version="1.0" encoding="UTF-8"?>'
+    container += '<container><rootfiles><rootfile full-path="score.musicxml"/></rootfiles></container>'
     with zipfile.ZipFile(box, "w", zipfile.ZIP_DEFLATED) as z:
         for name, data in (("META-INF/container.xml", container.encode()), ("score.musicxml", musicxml_bytes(score))):
-            z.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # no date: the same score gives the same bytes
+            z.writestr(
+                zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED
+            )  # no date: the same score gives the same bytes
     return box.getvalue()

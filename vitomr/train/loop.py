@@ -55,7 +55,9 @@ class Optimizers:
         groups = [{"params": decay, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.all = [torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)]
         if by_muon:
-            self.all.append(torch.optim.Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"))
+            self.all.append(
+                torch.optim.Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
 
     def step(self, lr: float) -> None:
         for o in self.all:
@@ -108,7 +110,9 @@ def load_checkpoint(path: str | Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
     except Exception as e:  # truncated, not a checkpoint, or code in a pickle
-        raise CheckpointError(f"{path} is not a readable checkpoint ({type(e).__name__}); use another run folder or delete it") from e
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint ({type(e).__name__}); use another run folder or delete it"
+        ) from e
     if not isinstance(state, dict) or not {"model", "step", "config"} <= set(state):
         raise CheckpointError(f"{path} is no checkpoint of a vitomr run: it needs model, step and config")
     return state
@@ -123,7 +127,8 @@ def fit(
     *,
     about: dict | None = None,  # further settings for config.json
     on_log: Callable[[dict], None] | None = None,  # called with each line of the history
-    evaluate: Callable[[nn.Module, int], dict] | None = None,  # (model with averaged weights, step) → figures for the history
+    evaluate: Callable[[nn.Module, int], dict]
+    | None = None,  # (model with averaged weights, step) → figures for the history
     evaluate_every: int = 0,  # steps; 0: never
     stop_at: int | None = None,  # leave after this many steps, as if killed
     device: str = "cpu",
@@ -155,7 +160,13 @@ def fit(
         last = step >= cfg.steps or step == stop_at
         if step % cfg.log_every == 0 or last:
             now, n = time.monotonic(), step - since
-            line = {"step": step, "samples": run.samples, "lr": lr, **{k: v / n for k, v in sums.items()}, "seconds": now - logged}
+            line = {
+                "step": step,
+                "samples": run.samples,
+                "lr": lr,
+                **{k: v / n for k, v in sums.items()},
+                "seconds": now - logged,
+            }
             if evaluate and evaluate_every and (step % evaluate_every == 0 or step >= cfg.steps):
                 line |= _with_average(model, ema, evaluate, step)
                 now = time.monotonic()
@@ -198,7 +209,9 @@ class _Run:
             state = load_checkpoint(path)
             differing = [k for k in self.config if k != "loop" and state["config"].get(k) != self.config[k]]
             if differing:
-                raise CheckpointError(f"{path} was made with other settings of {', '.join(differing)}; use another run folder")
+                raise CheckpointError(
+                    f"{path} was made with other settings of {', '.join(differing)}; use another run folder"
+                )
             model.load_state_dict(state["model"])
             optimizers.load_state_dict(state["optimizers"])
             ema.shadow = state["ema"]
@@ -216,7 +229,9 @@ class _Run:
 
     def save(self, model: nn.Module, optimizers: Optimizers, ema: Ema, step: int) -> None:
         state = {"model": model.state_dict(), "optimizers": optimizers.state_dict(), "ema": ema.shadow}
-        save_checkpoint(self.folder / "checkpoint.pt", {**state, "step": step, "samples": self.samples, "config": self.config})
+        save_checkpoint(
+            self.folder / "checkpoint.pt", {**state, "step": step, "samples": self.samples, "config": self.config}
+        )
 
 
 def _step_of(line: str) -> float:
