@@ -85,7 +85,7 @@ def data_build(args) -> None:
 
     from vitomr.data.synthesis import build
 
-    with tqdm(total=args.count, unit="excerpt", mininterval=1) as bar:
+    with tqdm(total=args.count, unit="excerpt", mininterval=1, delay=0.5) as bar:
         build(
             args.source, args.out, args.count, split=args.split, seed=args.seed, jobs=args.jobs,
             progress=lambda done, _: bar.update(done - bar.n),

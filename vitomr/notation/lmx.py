@@ -447,7 +447,7 @@ def _fill_measure(measure: ET.Element, bar: Fraction | None, is_first: bool) -> 
         measure[index:index] = _filling_rests(expected - end, voice, staff)
     elif longest > expected:
         direction = ET.fromstring(
-            '<direction placement="above"><direction-type><words>bar too long</words></direction-type></direction>'
+            '<direction placement="above"><direction-type><words>too long</words></direction-type></direction>'
         )
         direction.find("direction-type/words").set("color", MARK_COLOUR)
         measure.insert(0, direction)
