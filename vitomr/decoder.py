@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_file, save_file
 from timm.layers import Mlp
 from torch import nn
@@ -99,7 +98,7 @@ class Memory:
     keys: list[tuple[torch.Tensor, torch.Tensor]]  # per decoder layer
 
 # %% ../nbs/01_decoder.ipynb #61db731f
-class Reader(nn.Module, PyTorchModelHubMixin):
+class Reader(nn.Module):
     "A picture of one system to logits of LMX tokens."
 
     def __init__(self, cfg: ReaderConfig = READERS["tiny"]):
