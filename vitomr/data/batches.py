@@ -180,7 +180,7 @@ class Batches(torch.utils.data.Dataset):
         limit = np.interp(step, *zip(*self.plan.lengths, strict=True))
         order = self.order[self.n_tokens[self.order] <= max(limit, self.n_tokens.min())]
         size = (self.n_tokens + self.n_patches)[order]
-        share = np.cumsum(size)  # a batch of short ones holds many, so it comes rarely: every sample is seen equally often
+        share = np.cumsum(size)  # a batch of short ones holds many, so it comes rarely: all are seen equally often
         at = int(np.searchsorted(share, rng.random() * share[-1], side="right"))
         fits = max(1, min(self.plan.max_batch, int(self.plan.budget // size[at])))
         lo = int(np.clip(at - fits * self.plan.window // 2, 0, max(0, len(order) - fits * self.plan.window)))
