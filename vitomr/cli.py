@@ -48,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--data", type=Path, required=True, help="a folder of shards")
     r.add_argument("--out", type=Path, required=True, help="the run folder")
     r.add_argument("--steps", type=int, help="updates, instead of the preset's")
+    r.add_argument("--lr", type=float, help="peak learning rate, instead of the preset's")
+    r.add_argument("--seed", type=int, help="of order, pictures and fresh weights, instead of the preset's")
     r.add_argument("--init", type=Path, help="a weights folder to start from")
     r.set_defaults(run=train)
 
@@ -100,8 +102,8 @@ def train(args) -> None:
     if args.preset not in TRAINING:
         raise ValueError(f"unknown preset {args.preset!r}; choose from {', '.join(TRAINING)}")
     cfg = TRAINING[args.preset]
-    if args.steps is not None:
-        cfg = replace(cfg, loop=replace(cfg.loop, steps=args.steps))
+    given = {"steps": args.steps, "lr": args.lr, "seed": args.seed}
+    cfg = replace(cfg, loop=replace(cfg.loop, **{k: v for k, v in given.items() if v is not None}))
     fit_reader(cfg, args.data, args.out, init=args.init, on_log=lambda h: print(json.dumps(h), flush=True))
 
 

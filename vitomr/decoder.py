@@ -293,6 +293,8 @@ def train(
     if init:
         model.load_state_dict(load_reader(init).state_dict())
     plan = replace(cfg.plan, seed=cfg.loop.seed)
+    if init:  # it reads already: no short excerpts first
+        plan = replace(plan, lengths=((0, plan.lengths[-1][1]),))
     batches = Batches(Shards(shards), plan, mix=cfg.mix, space=cfg.reader.staff_space, steps=cfg.loop.steps)
     about = {"reader": asdict(cfg.reader), "losses": asdict(cfg.losses)}
     ema = fit(

@@ -86,7 +86,7 @@ def synthesise(
 class Mix:
     "What a build is made of."
     piano: float = 2 / 3  # share of excerpts with two staves, where the corpus has them
-    bars: tuple[float, ...] = (0.24, 0.20, 0.18, 0.16, 0.13, 0.09)  # share of 1, 2, … bars
+    bars: tuple[float, ...] = (0.14, 0.15, 0.20, 0.20, 0.19, 0.12)  # share of 1, 2, … bars
     silent: float = 0.15  # share of all-rest excerpts that is kept
     per_song: int = 6  # excerpts per reading of a song
 

@@ -41,6 +41,8 @@ class LoopConfig:
             raise ValueError(f"unknown optimizer {self.optimizer!r}; choose from adamw, muon")
         if self.steps < 1:
             raise ValueError(f"steps {self.steps}; at least 1 is needed")
+        if not 0 < self.lr < 1:
+            raise ValueError(f"learning rate {self.lr}; a number above 0 and below 1 is needed, as in 1e-3")
 
 # %% ../../nbs/train/loop.ipynb #f938243e
 class Optimizers:
