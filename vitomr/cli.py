@@ -125,7 +125,8 @@ def evaluate(args) -> None:
     transcriber = Transcriber.from_pretrained(args.weights)
     readings = list(read_pairs(transcriber, args.data, bars=bars, limit=args.limit, degradation=args.degradation))
     if args.json:
-        args.json.write_text(json.dumps([vars(r) for r in readings], indent=1))
+        lines = [{"name": r.name, "kind": r.kind, "pred": " ".join(r.pred), "true": " ".join(r.true)} for r in readings]
+        args.json.write_text(json.dumps(lines, indent=1) + "\n")
     print(report(readings))
 
 
