@@ -241,9 +241,8 @@ def test_build_train_export_read_from_the_command_line(tmp_path, piano, capsys, 
     ]
     monkeypatch.setattr("vitomr.evaluate.MAX_TOKENS", 40)
     assert main(args) == 0
-    assert (
-        "piano" in capsys.readouterr().out and json.loads((tmp_path / "r.json").read_text())[0]["true"].startswith("measure ")
-    )
+    assert "piano" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r.json").read_text())[0]["true"].startswith("measure ")
 
 
 # figures
