@@ -43,6 +43,27 @@ def parser() -> argparse.ArgumentParser:
     b.add_argument("--jobs", type=int, default=1, help="processes")
     b.set_defaults(run=data_build)
 
+    d.add_parser("list", help="the datasets that are known, and where to get them").set_defaults(run=data_list)
+    known = argparse.ArgumentParser(add_help=False)
+    known.add_argument("path", help="a dataset: a folder, a zip or JSON file, or music21")
+    known.add_argument("--kind", help="its layout, where the folder does not show it; see vitomr data list")
+    known.add_argument("--split", help="train, dev or test; all when left out")
+    i = d.add_parser("inspect", parents=[known], help="a contact sheet of some items, as PNG")
+    i.add_argument("-o", "--out", type=Path, required=True, help="the PNG to write")
+    i.add_argument("--count", type=int, default=24, help="how many items")
+    i.add_argument("--seed", type=int, default=0, help="another seed draws other items")
+    i.set_defaults(run=data_inspect)
+    s = d.add_parser("stats", parents=[known], help="sizes, lengths and token frequencies")
+    s.add_argument("-o", "--out", type=Path, help="a folder for plots")
+    s.set_defaults(run=data_stats)
+    c = d.add_parser("check", parents=[known], help="name each file that is broken; exit status 1 when there are any")
+    c.set_defaults(run=data_check)
+    g = d.add_parser("download", help="fetch a dataset by name; a download that was cut off goes on")
+    g.add_argument("name", help="as in vitomr data list")
+    g.add_argument("--out", type=Path, required=True, help="a folder; the dataset lies in it under its name")
+    g.add_argument("--url", help="another address of the same archive")
+    g.set_defaults(run=data_download)
+
     r = commands.add_parser("train", help="train a reader; goes on where it stopped")
     r.add_argument("--preset", default="tiny", help="smoke, tiny or base")
     r.add_argument("--data", type=Path, required=True, help="a folder of shards")
@@ -93,6 +114,67 @@ def data_build(args) -> None:
             progress=lambda done, _: bar.update(done - bar.n),
         )  # fmt: skip
     print(f"{args.out}: {args.count} excerpts")
+
+
+def data_list(args) -> None:
+    from vitomr.data.download import listing
+
+    print(listing())
+
+
+def data_inspect(args) -> None:
+    from vitomr.data.datasets import contact_sheet, open_dataset
+
+    if args.out.suffix.lower() != ".png":
+        raise ValueError(f"cannot write {args.out.name}; the sheet is a .png")
+    items = open_dataset(args.path, args.kind, args.split)
+    sheet = contact_sheet(items, args.count, args.seed)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.savefig(args.out)
+    print(f"{args.out}: {min(args.count, len(items))} of {len(items)} items")
+
+
+def data_stats(args) -> None:
+    from vitomr.data.datasets import describe, open_dataset, save_plots, statistics
+
+    measured = statistics(_progress(open_dataset(args.path, args.kind, args.split)))
+    print(describe(measured))
+    for path in save_plots(measured, args.out) if args.out else ():
+        print(path)
+
+
+def data_check(args) -> int:
+    from vitomr.data.datasets import faults, open_dataset
+
+    items, n_bad = open_dataset(args.path, args.kind, args.split), 0
+    for item in _progress(items):
+        found = faults(item)
+        n_bad += bool(found)
+        for fault in found:
+            print(fault)
+    print(f"{args.path}: {n_bad} of {len(items)} items are bad")
+    return int(n_bad > 0)
+
+
+def data_download(args) -> None:
+    from tqdm import tqdm
+
+    from vitomr.data.download import download
+
+    with tqdm(unit="B", unit_scale=True, mininterval=1, delay=0.5) as bar:
+
+        def progress(have: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(have - bar.n)
+
+        folder = download(args.name, args.out, url=args.url, progress=progress)
+    print(f"{folder}: look at it with vitomr data stats {folder}")
+
+
+def _progress(items):
+    from tqdm import tqdm
+
+    return tqdm(items, unit="item", mininterval=1, delay=2)
 
 
 def train(args) -> None:
