@@ -118,7 +118,9 @@ class CrossAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:  # keys, values (B, heads, L, d)
         "What every token will look at."
         k, v = rearrange(self.kv(memory), "b l (two h d) -> two b h l d", two=2, h=self.heads)
-        return k, v
+        if torch.is_grad_enabled():
+            return k, v
+        return k.contiguous(), v.contiguous()  # read at every step: products of one query with strided keys are slow
 
     def forward(
         self,
