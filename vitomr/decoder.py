@@ -77,16 +77,17 @@ class DecoderBlock(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,  # (B, T, D)
-        keys: tuple[torch.Tensor, torch.Tensor],  # of the picture
+        x: torch.Tensor,  # (B·G, T, D): G rows about each picture, next to each other
+        keys: tuple[torch.Tensor, torch.Tensor],  # of the pictures
         mask: torch.Tensor,  # (B, L)
         start: int,  # position of the first token of x
         cache: tuple[torch.Tensor, torch.Tensor] | None,
         guided: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # (B, T, D), logits of the guided head (B, T, L)
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # (B·G, T, D), logits of the guided head (B, G·T, L)
         x = x + self.self_attention(self.norm1(x), start, cache)
-        y, logits = self.cross_attention(self.norm2(x), keys, mask, guided)
-        x = x + y
+        by_picture = rearrange(self.norm2(x), "(b g) t d -> b (g t) d", b=len(mask))  # they look at the same keys
+        y, logits = self.cross_attention(by_picture, keys, mask, guided)
+        x = x + rearrange(y, "b (g t) d -> (b g) t d", t=x.shape[1])
         return x + self.mlp(self.norm3(x)), logits
 
 
@@ -133,13 +134,18 @@ class Reader(nn.Module):
         features = self.bridge(features)
         return Memory(features, mask.flatten(1), [b.cross_attention.keys(features) for b in self.blocks])
 
-    def new_cache(self, memory: Memory, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        "Room for the keys and values of `length` tokens in every layer."
+    def take(self, memory: Memory, pictures: torch.Tensor) -> Memory:
+        "What is remembered of these pictures only."
+        keys = [tuple(x[pictures] for x in layer) for layer in memory.keys]
+        return Memory(memory.features[pictures], memory.mask[pictures], keys)
+
+    def new_cache(self, memory: Memory, length: int, copies: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        "Room for the keys and values of `length` tokens in every layer, for `copies` rows about each picture."
         b, h, _, d = memory.keys[0][0].shape
-        return [tuple(k.new_zeros(b, h, length, d) for _ in range(2)) for k, _ in memory.keys]
+        return [tuple(k.new_zeros(b * copies, h, length, d) for _ in range(2)) for k, _ in memory.keys]
 
     def decode(self, tokens: torch.Tensor, memory: Memory, start: int = 0, cache: list | None = None) -> torch.Tensor:
-        "Logits (B, T, V) after each of the tokens (B, T)."
+        "Logits (R, T, V) after each of the tokens (R, T); R is B or a multiple of it, see `DecoderBlock`."
         return self.decode_guided(tokens, memory, start, cache, guided=())[0]
 
     def decode_guided(self, tokens, memory: Memory, start: int = 0, cache=None, guided: tuple[int, ...] | None = None):

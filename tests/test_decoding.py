@@ -1,0 +1,184 @@
+"""Sampling, scoring, beams and compaction give what the plain loop gives."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from vitomr.data.batches import pad_pictures, prepare
+from vitomr.decoder import READERS, Reader
+from vitomr.nn.decoding import Decoded, Sampler, Session, beam, entropy_of, greedy, score, stream, write
+from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID
+
+SAMPLERS = [Sampler(0.0), Sampler(), Sampler(0.7), Sampler(1.3, top_k=5), Sampler(1.0, top_p=0.8), Sampler(2.0, 9, 0.9)]
+
+
+@pytest.fixture(scope="module")
+def reader():
+    "A small reader that ends after some tens of tokens, so that rows end at different times."
+    torch.manual_seed(0)
+    model = Reader(READERS["smoke"]).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(5)
+        model.head.bias[EOS_ID] += 2.0
+        model.embed.weight.mul_(10)
+        for block in model.blocks:
+            block.cross_attention.kv.weight.mul_(4)
+    return model
+
+
+@pytest.fixture(scope="module")
+def pictures(shards):
+    imgs = [prepare(shards[i], np.random.default_rng(0), "clean", 6.0)[0] for i in range(5)]
+    return pad_pictures(imgs)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def same(a: Decoded, b: Decoded, atol: float = 1e-4) -> None:
+    assert torch.equal(a.tokens, b.tokens)
+    torch.testing.assert_close(a.logp, b.logp, atol=atol, rtol=0)
+    torch.testing.assert_close(a.entropy, b.entropy, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_cached_equals_uncached_and_compacted_equals_whole(reader, pictures, sampler):
+    options = {"copies": 3, "max_tokens": 90}
+    plain = write(reader, *pictures, sampler, **options, generator=rng(), cached=False, compact=False)
+    assert 1 < len({len(plain.ids(r)) for r in range(15)}), "all rows ended together; the test would show nothing"
+    for cached, compact in ((True, False), (True, True), (False, True)):
+        same(write(reader, *pictures, sampler, **options, generator=rng(), cached=cached, compact=compact), plain)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS[1:], ids=str)
+def test_what_is_sampled_is_what_is_scored(reader, pictures, sampler):
+    read = write(reader, *pictures, sampler, copies=4, max_tokens=60, generator=rng(1))
+    with torch.no_grad():
+        logp, entropy, written = score(reader, reader.encode(*pictures), read.tokens, sampler)
+    assert (logp - read.logp).exp().sub(1).abs().max() < 1e-4  # the ratio of the first inner step
+    torch.testing.assert_close(entropy, read.entropy, atol=1e-4, rtol=0)
+    assert torch.equal(written, read.tokens != PAD_ID)
+    assert all(PAD_ID not in ids and BOS_ID not in ids for ids in map(read.ids, range(len(read.tokens))))
+
+
+def test_scores_have_gradients_that_are_finite(reader, pictures):
+    read = write(reader, *pictures, Sampler(1.3, 5, 0.9), max_tokens=30, generator=rng(1))
+    logp, entropy, written = score(reader, reader.encode(*pictures), read.tokens, Sampler(1.3, 5, 0.9))
+    (logp.sum() + entropy.sum()).backward()
+    grads = [p.grad for p in reader.parameters() if p.grad is not None]
+    assert grads and all(g.isfinite().all() for g in grads) and any(g.abs().max() > 0 for g in grads)
+    reader.zero_grad(set_to_none=True)
+
+
+def test_copies_share_what_the_picture_gives(reader, pictures):
+    "Rows about one picture read as rows about the same picture repeated."
+    img, mask = pictures
+    shared = write(reader, img, mask, Sampler(), copies=3, max_tokens=40, generator=rng(2))
+    apart = write(reader, *(x.repeat_interleave(3, 0) for x in (img, mask)), Sampler(), max_tokens=40, generator=rng(2))
+    same(shared, apart)
+
+
+def test_a_row_does_not_depend_on_its_neighbours_or_on_chance_elsewhere(reader, pictures):
+    img, mask = pictures
+    together = write(reader, img, mask, Sampler(0.0), max_tokens=50)
+    for b in range(len(img)):
+        alone = write(reader, img[b : b + 1], mask[b : b + 1], Sampler(0.0), max_tokens=50)
+        assert alone.ids(0) == together.ids(b)
+    a, b = (write(reader, img, mask, Sampler(), max_tokens=30, generator=rng(s)).tokens for s in (4, 4))
+    assert torch.equal(a, b)
+    other = write(reader, img, mask, Sampler(), max_tokens=30, generator=rng(5)).tokens
+    assert not torch.equal(a, other)
+
+
+def test_pieces_of_a_stream_are_the_whole(reader, pictures):
+    whole = write(reader, *pictures, Sampler(), copies=2, max_tokens=40, generator=rng(6))
+    columns = list(stream(reader, *pictures, Sampler(), copies=2, max_tokens=40, generator=rng(6)))
+    same(Decoded(*(torch.stack(c, 1) for c in zip(*columns, strict=True))), whole, atol=0)
+
+
+def test_samplers_by_hand():
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    p = logits.softmax(-1)
+    torch.testing.assert_close(Sampler(2.0).distribution(logits), (logits / 2).log_softmax(-1))
+    kept = Sampler(top_k=2).distribution(logits).exp()
+    torch.testing.assert_close(kept, torch.tensor([[*(p[0, :2] / p[0, :2].sum()), 0, 0]]))
+    assert (Sampler(top_p=0.6).distribution(logits) > -torch.inf).tolist() == [[True, False, False, False]]
+    assert (Sampler(top_p=0.65).distribution(logits) > -torch.inf).tolist() == [[True, True, False, False]]
+    legal = torch.tensor([[False, True, False, True]])
+    assert (Sampler(top_k=2).distribution(logits, legal) > -torch.inf).tolist() == legal.tolist()
+    assert entropy_of(torch.full((1, 8), 1 / 8).log()).item() == pytest.approx(np.log(8))
+    torch.testing.assert_close(Sampler(0.0).distribution(logits), logits.log_softmax(-1))
+
+
+def test_draws_follow_the_distribution():
+    logp = Sampler(top_k=3).distribution(torch.tensor([1.0, 0.5, 0.0, -1.0])).expand(40_000, 4)
+    drawn = Sampler().draw(logp, 1 - torch.rand(40_000, generator=rng())).bincount(minlength=4) / 40_000
+    assert drawn[3] == 0 and (drawn - logp[0].exp()).abs().max() < 0.01
+    ends = Sampler().draw(torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(2, 3), torch.tensor([1e-30, 1.0]))
+    assert ends.tolist() == [1, 1]  # never a token of probability 0, at either end
+
+
+class Table:
+    "A toy whose next token depends on the last one only, over five ids: 2 ends, 0 begins, 1 pads."
+
+    def __init__(self, seed: int):
+        self.logits = torch.randn(5, 5, generator=rng(seed)) * 2
+        self.logits[:, :2] = -50.0
+
+    def encode(self, img, mask):
+        return torch.zeros(len(img))
+
+    def take(self, memory, pictures):
+        return memory[pictures]
+
+    def new_cache(self, memory, length, copies=1):
+        return []
+
+    def decode(self, tokens, memory, start=0, cache=None):
+        return self.logits[tokens]
+
+
+def every_reading(table: Table, most: int):
+    "All sequences that end within `most` tokens, with their log-probability."
+    logp = table.logits.log_softmax(-1)
+    for n in range(1, most + 1):
+        for body in itertools.product((3, 4), repeat=n - 1):
+            path = (0, *body, 2)
+            yield list(body), float(sum(logp[a, b] for a, b in itertools.pairwise(path)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_wide_beam_finds_the_best_of_all_readings(seed):
+    table, img, mask = Table(seed), torch.zeros(2, 1, 16, 16), torch.ones(2, 1, 1, dtype=torch.bool)
+    best, logp = max(every_reading(table, 6), key=lambda r: r[1] / (len(r[0]) + 1))
+    for ids, found in beam(table, img, mask, width=64, max_tokens=6):
+        assert found / (len(ids) + 1) >= logp / (len(best) + 1) - 1e-5
+        if len(ids) < 6:  # a reading that was cut off may beat all that ended
+            assert ids == best and found == pytest.approx(logp, abs=1e-4)
+
+
+def test_a_beam_of_one_is_greedy_and_cached_beams_are_uncached_ones(reader, pictures):
+    read = greedy(reader, *pictures, max_tokens=60)
+    for b, (ids, logp) in enumerate(beam(reader, *pictures, width=1, max_tokens=60)):
+        assert ids == read.ids(b) and logp == pytest.approx(float(read.logp[b].sum()), abs=1e-3)
+    fast, slow = (beam(reader, *pictures, width=3, max_tokens=40, cached=c) for c in (True, False))
+    assert [ids for ids, _ in fast] == [ids for ids, _ in slow]
+    assert np.allclose([x for _, x in fast], [x for _, x in slow], atol=1e-3)
+
+
+def test_a_wider_beam_is_no_less_likely(reader, pictures):
+    "With alpha 0 the beam looks for the likeliest reading; on average wider finds likelier."
+    narrow, wide = (beam(reader, *pictures, width=w, alpha=0.0, max_tokens=40) for w in (1, 6))
+    assert sum(x for _, x in wide) >= sum(x for _, x in narrow)
+
+
+def test_settings_that_make_no_sense_are_named():
+    with pytest.raises(ValueError, match="temperature -1"):
+        Sampler(-1.0)
+    with pytest.raises(ValueError, match=r"top_p 0\.0"):
+        Sampler(top_p=0.0)
+    with pytest.raises(ValueError, match="max_tokens 0"):
+        Session(Table(0), torch.zeros(1), 1, max_tokens=0)
