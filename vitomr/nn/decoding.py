@@ -195,9 +195,10 @@ def stream(
     generator: torch.Generator | None = None,  # of the draws
     cached: bool = True,
     compact: bool = True,  # rows that have ended leave the batch
+    memory=None,  # of the pictures, where they are encoded already
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:  # tokens, log-probabilities, entropies (B·G,)
     "Write a column at a time; rows that have ended get <pad>, 0 and 0."
-    memory, n = model.encode(img, mask), len(img) * copies
+    memory, n = model.encode(img, mask) if memory is None else memory, len(img) * copies
     session = Session(
         model, memory, len(img), copies=copies, max_tokens=max_tokens, device=img.device, cached=cached
     )

@@ -1,0 +1,114 @@
+"""Tokens per second side by side in one run: the loop without a cache, Hugging Face `generate` on an encoder-decoder
+of the same size, and vitomr. Batches of 1, 8 and 64 pictures of one size; nobody may end early, all write as much.
+
+    python benchmarks/decoding.py --tokens 200 --threads 1
+
+Hugging Face's model is a BART of the reader's width, depth and vocabulary, with as many source positions as the
+pictures have patches (its weights are random: what it writes is not music). The pictures are encoded beforehand.
+The last column is the share of the memory-bandwidth limit: the bytes that a step must read (decoder weights, the
+pictures' keys and values, the tokens' own) over the bandwidth of a large sum, measured in the same run.
+Hugging Face's line needs a package that the project does not: pip install transformers
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+
+from vitomr.data.batches import PATCH
+from vitomr.nn.decoding import greedy
+from vitomr.notation.lmx import EOS_ID
+from vitomr.transcribe import Transcriber
+
+H, W = 10, 40  # patches of a picture: three bars of piano
+
+
+def hugging_face(cfg, vocabulary: int):
+    "An encoder-decoder of the same size, or None."
+    try:
+        from transformers import BartConfig, BartForConditionalGeneration
+    except ImportError:
+        return None
+    torch.manual_seed(0)
+    d, e = cfg.d_decoder, cfg.encoder_layers
+    config = BartConfig(
+        vocab_size=vocabulary, d_model=d, max_position_embeddings=2048, encoder_layers=e, encoder_ffn_dim=4 * d,
+        encoder_attention_heads=cfg.encoder_heads, decoder_layers=cfg.decoder_layers, decoder_ffn_dim=4 * d,
+        decoder_attention_heads=cfg.decoder_heads, bos_token_id=0, pad_token_id=1, eos_token_id=2,
+        decoder_start_token_id=0, forced_eos_token_id=None,
+    )  # fmt: skip
+    return BartForConditionalGeneration(config).eval()
+
+
+def bandwidth() -> float:
+    "Bytes a second of reading a tensor much larger than the caches."
+    x = torch.ones(64_000_000)
+    x.sum()
+    start = time.perf_counter()
+    for _ in range(5):
+        x.sum()
+    return 5 * 4 * len(x) / (time.perf_counter() - start)
+
+
+def step_bytes(model, batch: int, length: float) -> float:
+    "What one step reads: decoder weights once, and per row the keys and values of its picture and of its own tokens."
+    weights = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(("encoder", "symbol", "embed")))
+    cfg = model.cfg
+    return 4 * (weights + batch * 2 * cfg.d_decoder * cfg.decoder_layers * (H * W + length))
+
+
+def seconds(f, repeats: int) -> float:
+    f()  # warm
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        f()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=200, help="that every row writes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3, help="of which the median counts")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = Transcriber.from_pretrained(device="cpu").model
+    model.head.bias[EOS_ID] = -1e9  # nobody ends
+    other = hugging_face(model.cfg, model.cfg.vocabulary_size)
+    per_second = bandwidth()
+    sizes = [f"{sum(p.numel() for p in m.parameters()) / 1e6:.1f} M" if m else "not installed" for m in (model, other)]
+    print(f"vitomr {sizes[0]} parameters, Hugging Face {sizes[1]}; {args.threads} thread(s), "
+          f"{H * W} patches, {args.tokens} tokens a row, {per_second / 1e9:.1f} GB/s")  # fmt: skip
+    print(f"{'batch':>5} {'':14} {'tokens/s':>9} {'vitomr is':>10} {'of the bandwidth limit':>23}")
+    for b in args.batches:
+        compare(model, other, b, args.tokens, args.repeats, per_second)
+
+
+def compare(model, other, b: int, n: int, repeats: int, per_second: float) -> None:
+    "Print the three lines of one batch size."
+    img = torch.randint(0, 256, (b, 1, H * PATCH, W * PATCH), dtype=torch.uint8)
+    mask = torch.ones(b, H, W, dtype=torch.bool)
+    memory = model.encode(img, mask)
+    ways = {"without cache": lambda: greedy(model, img, mask, max_tokens=n, cached=False, memory=memory)}
+    if other:
+        source = torch.randint(3, 200, (b, H * W))
+        states = other.get_encoder()(source)
+        settings = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": False, "num_beams": 1}
+        ways["Hugging Face"] = lambda: other.generate(source, encoder_outputs=states, **settings)
+    ways["vitomr"] = lambda: greedy(model, img, mask, max_tokens=n, memory=memory)
+    if b * n > 2000:
+        del ways["without cache"]  # minutes
+    took = {name: seconds(way, 1 if name == "without cache" else repeats) for name, way in ways.items()}
+    limit = per_second / step_bytes(model, b, n / 2) * b
+    for name, t in took.items():
+        share = f"{100 * b * n / t / limit:.0f} %" if name == "vitomr" else ""
+        print(f"{b:>5} {name:14} {b * n / t:9.0f} {t / took['vitomr']:9.1f}x {share:>23}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
