@@ -1,17 +1,33 @@
 """Corpora, synthesis and batches: splits that keep songs apart, builds that repeat, positions that follow."""
 
+import copy
 import zipfile
 from collections import Counter
 
+import music21
 import numpy as np
 import pytest
 import torch
 
 from vitomr.data.batches import PATCH, PICTURE_MIX, Batches, BatchPlan, collate, loader, pad_pictures, prepare
 from vitomr.data.corpora import SPLITS, open_corpus, split_of
-from vitomr.data.synthesis import SHARD_SIZE, Mix, Shards, build
+from vitomr.data.synthesis import AS_WRITTEN, SHARD_SIZE, Mix, Shards, build, random_layout, song_samples
+from vitomr.data.vary import add_marks, add_neighbour, ledger_lines, mixed_bars, piano_reduction, rarity, transpose
+from vitomr.notation.engrave import engrave
 from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, analyse, decode, linearise, to_musicxml
-from vitomr.notation.score import ScoreError, musicxml_bytes, mxl_bytes
+from vitomr.notation.score import (
+    ScoreError,
+    as_score,
+    cut_excerpt,
+    drop_dangling,
+    header_states,
+    join_bars,
+    music21_to_xml,
+    musicxml_bytes,
+    mxl_bytes,
+    parse_xml,
+    parts,
+)
 
 
 @pytest.fixture
@@ -30,6 +46,11 @@ def folder(tmp_path, piano):
 def test_folders_decide_the_split(folder):
     assert [(s.id, s.split) for s in open_corpus(folder)] == [("c", "dev"), ("a", "train"), ("b", "train")]
     assert [s.id for s in open_corpus(folder, split="dev")] == ["c"]
+
+
+def test_songs_that_olimpic_measures_on_are_held_back_wherever_they_lie():
+    assert split_of("openscore/train/lc6586696.mxl") == "test" and split_of("6491377.musicxml") == "dev"
+    assert split_of("openscore/train/lc1.mxl") == "train"
 
 
 def test_zip_and_folder_give_the_same_songs(folder, tmp_path):
@@ -143,6 +164,168 @@ def test_samples_are_true(shards):
             on_ink += s.img[int(y) - 3 : int(y) + 4, int(x) - 4 : int(x) + 5].min() < 160
             n += 1
     assert on_ink / n > 0.99
+
+
+# variations
+
+SIGNS = ("sharp", "flat", "natural", "double-sharp", "flat-flat")
+
+
+def semitones(part):
+    "Sounding pitch of every note, and the interval classes between neighbours on the staff."
+    classes = dict(zip("CDEFGAB", (0, 2, 4, 5, 7, 9, 11), strict=True))
+    return [
+        12 * int(p.findtext("octave")) + classes[p.findtext("step")] + int(p.findtext("alter", "0"))
+        for p in part.iter("pitch")
+    ]
+
+
+def moved(part, *how):
+    try:
+        return transpose(part, *how)
+    except ScoreError:
+        return None
+
+
+@pytest.mark.parametrize("fifths", [-7, -6, -3, -1, 1, 2, 5])
+def test_transposing_moves_every_note_alike_and_back(excerpts, fifths):
+    tried = 0
+    for part in excerpts:
+        there = moved(part, fifths)
+        if there is None:
+            continue
+        tried += 1
+        gaps = {b - a for a, b in zip(semitones(part), semitones(there), strict=True)}
+        assert len(gaps) <= 1 and all((g - 7 * fifths) % 12 == 0 and abs(g) <= 6 for g in gaps)
+        assert linearise(transpose(there, -fifths)).tokens == linearise(part).tokens
+        a, b = linearise(part).tokens, linearise(there).tokens
+        assert [t in SIGNS for t in a] == [t in SIGNS for t in b], "signs are printed where they were"
+    assert tried > 10
+
+
+def test_transposing_respells_the_signs(piano):
+    there = linearise(transpose(piano, 2)).tokens  # B flat to C major: F sharp becomes G sharp, B flat C
+    assert "key:fifths:0" in there and "G5" in there and "sharp" in there
+    there = linearise(transpose(piano, -5)).tokens  # to seven flats: F sharp becomes F natural over F flat
+    assert "key:fifths:-7" in there and "natural" in there and "sharp" not in there
+
+
+def test_a_key_that_is_not_printed_is_refused(piano):
+    before = musicxml_bytes(as_score(piano))
+    with pytest.raises(ScoreError, match="key"):
+        transpose(piano, -6)
+    assert musicxml_bytes(as_score(piano)) == before
+
+
+def test_ledger_lines(piano):
+    assert ledger_lines(piano) == 0
+    assert ledger_lines(transpose(piano, 0, 1)) == 4 and ledger_lines(transpose(piano, 0, -1)) == 3
+
+
+def test_rare_bars_weigh_more(piano):
+    plain, rare = copy.deepcopy(piano), copy.deepcopy(piano)
+    for e in rare.iter("accidental"):
+        e.text = "double-sharp"
+    assert rarity(rare[0]) > rarity(plain[0])
+
+
+def test_mixed_bars_stand_in_the_same_key_and_clefs(excerpts):
+    for part in excerpts:
+        states = header_states(part)
+        bars = mixed_bars(states, np.ones(len(states)), 3, np.random.default_rng(0))
+        assert len(set(bars)) == len(bars) >= 1
+        assert analyse(linearise(join_bars(part, bars)).tokens).fatal is None
+
+
+def test_marks_are_drawn_and_said(excerpts):
+    for part in excerpts[:10]:
+        marked = copy.deepcopy(part)
+        add_marks(marked, np.random.default_rng(0), share=1.0)
+        if linearise(marked).tokens != linearise(part).tokens:
+            a = analyse(linearise(marked).tokens)
+            assert a.fatal is None and a.n_minor == analyse(linearise(part).tokens).n_minor
+            assert not np.array_equal(engrave(marked).img, engrave(part).img)
+
+
+def test_a_chorale_for_two_hands_sounds_as_before():
+    voices = parts(music21_to_xml(music21.corpus.parse("bach/bwv66.6")))
+    for seed in range(4):
+        cuts = [cut_excerpt(p.element, 1, 4) for p in voices]
+        sounding = Counter(n for c in cuts for n in semitones(c))
+        piano = piano_reduction(cuts, np.random.default_rng(seed))
+        tokens = linearise(piano).tokens
+        found = Counter(semitones(piano))
+        assert not found - sounding and sum((sounding - found).values()) <= 3, "but for unisons"
+        assert {"clef:G2", "clef:F4", "staff:1", "staff:2"} <= set(tokens) and analyse(tokens).n_minor == 0
+        assert len(engrave(piano).positions) == len(list(piano.iter("note")))
+
+
+def test_voices_that_do_not_fit_are_refused(piano, excerpts):
+    with pytest.raises(ScoreError):
+        piano_reduction([copy.deepcopy(excerpts[0])] * 2, np.random.default_rng(0))
+    with pytest.raises(ScoreError):
+        piano_reduction([copy.deepcopy(piano) for _ in range(4)], np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("is_above", [True, False])
+def test_a_neighbour_never_touches_the_music(shards, is_above):
+    added = 0
+    for seed in range(20):
+        img, other = shards[seed].img, shards[seed + 1].img
+        out, down = add_neighbour(img, other, np.random.default_rng(seed), is_above=is_above)
+        own = out[down : down + len(img)]
+        assert out.shape[1] == img.shape[1] and (down == 0 or is_above)
+        assert (own <= img).all()
+        added += (out < 200).sum() > (img < 200).sum()
+        fresh = (own < 200) & (img >= 200)
+        near = np.zeros_like(fresh)
+        near[:, 1:] |= img[:, :-1] < 200
+        near[1:] |= img[:-1] < 200
+        assert not (fresh & near).any()
+    assert added >= 15
+
+
+def test_the_same_seed_gives_the_same_variations(folder):
+    song = open_corpus(folder)[1]
+    mix = Mix(transposed=1, marked=1, timed=1, named=1, neighbour=1, mixed=0.5, rare=0.5)
+    runs = [list(song_samples(song, np.random.default_rng(2), mix)) for _ in range(2)]
+    assert len(runs[0]) > 2
+    for a, b in zip(*runs, strict=True):
+        assert np.array_equal(a.img, b.img) and np.array_equal(a.ids, b.ids) and np.array_equal(a.heads, b.heads)
+    assert random_layout(np.random.default_rng(1)) == random_layout(np.random.default_rng(1))
+
+
+def test_songs_held_back_are_read_as_they_are_written(folder, tmp_path):
+    build(folder, tmp_path / "dev", 4, split="dev", seed=2)
+    build(folder, tmp_path / "written", 4, split="dev", seed=2, mix=AS_WRITTEN)
+    assert same(Shards(tmp_path / "dev"), Shards(tmp_path / "written"))
+    keys = {t for i in range(4) for t in decode(Shards(tmp_path / "dev")[i].ids) if t.startswith("key")}
+    assert keys == {"key:fifths:-2"}
+
+
+def test_ties_are_paired_by_time_not_by_place_in_the_file():
+    "Voice 1 ends a tie on beat 2 that voice 2, written after it, starts on beat 1."
+    note = "<note><pitch><step>G</step><octave>4</octave></pitch><duration>{}</duration><voice>{}</voice>{}</note>"
+    tied = "<notations><tied type='{}'/></notations>"
+    rest = "<note><rest/><duration>1</duration><voice>1</voice></note>"
+    bar = f"{rest}{note.format(1, 1, tied.format('stop'))}<backup><duration>2</duration></backup>"
+    bar += note.format(1, 2, tied.format("start"))
+    head = "<attributes><divisions>1</divisions></attributes>"
+    part = parse_xml(f"<part id='P1'><measure number='1'>{head}{bar}</measure></part>".encode())
+    drop_dangling(part)
+    assert sorted(t.get("type") for t in part.iter("tied")) == ["start", "stop"]
+
+
+def test_half_an_octave_line_is_no_line():
+    shift = "<direction><direction-type><octave-shift type='{}' size='8'/></direction-type></direction>"
+    note = "<note><pitch><step>C</step><octave>6</octave></pitch><duration>4</duration><type>whole</type></note>"
+    head = "<attributes><divisions>1</divisions><clef><sign>G</sign><line>2</line></clef></attributes>"
+    bars = [head + shift.format("down") + note, note + shift.format("stop"), note]
+    bars = "".join(f"<measure number='{i}'>{b}</measure>" for i, b in enumerate(bars))
+    part = parse_xml(f"<part id='P1'>{bars}</part>".encode())
+    assert len(list(cut_excerpt(part, 0, 2).iter("octave-shift"))) == 2
+    for start, n in ((0, 1), (1, 2)):
+        assert not list(cut_excerpt(part, start, n).iter("direction"))
 
 
 # batches

@@ -17,11 +17,9 @@ from PIL import Image
 
 from vitomr.cli import main
 from vitomr.data import download as dl
-from vitomr.data.corpora import SPLITS
+from vitomr.data.corpora import OLIMPIC_DEV, OLIMPIC_TEST, SPLITS
 from vitomr.data.datasets import (
     LAYOUTS,
-    OLIMPIC_DEV,
-    OLIMPIC_TEST,
     DatasetError,
     contact_sheet,
     faults,

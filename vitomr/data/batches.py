@@ -80,7 +80,7 @@ def prepare(
     except ValueError:
         bad = degrade(sample.img, rng, "clean")
         good = normalise(bad.img, space=space, space_in=8.0, tilt=0.0)
-    return good.img, map_points(map_points(sample.heads, bad.matrix), good.matrix)
+    return good.img, map_points(bad.move(sample.heads), good.matrix)
 
 # %% ../../nbs/data/batches.ipynb #498ea24f
 _SYMBOL = np.zeros(len(TOKEN_ID), bool)  # tokens that a patch can be asked for

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MUSICXML_SUFFIXES', 'STEP_TO_PITCH_CLASS', 'HEADER_TAGS', 'ScoreError', 'parse_xml', 'unzip_mxl',
            'read_score', 'root_of', 'music21_to_xml', 'Part', 'parts', 'header_states', 'restate_header',
-           'drop_dangling', 'cut_excerpt', 'as_score', 'musicxml_bytes', 'mxl_bytes']
+           'drop_dangling', 'join_bars', 'cut_excerpt', 'as_score', 'musicxml_bytes', 'mxl_bytes']
 
 # %% ../../nbs/notation/score.ipynb #a0973813
 import copy
 import io
 import xml.etree.ElementTree as ET
 import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import defusedxml
@@ -188,40 +190,127 @@ def restate_header(
         raise ScoreError(f"unknown element in <attributes>: {e}") from e
 
 # %% ../../nbs/notation/score.ipynb #4ab5eeba
+def _number(e: ET.Element, tag: str, default: Fraction) -> Fraction:
+    "A number that a child holds. Raises `ScoreError`."
+    try:
+        return Fraction((e.findtext(tag) or "").strip() or default)
+    except (ValueError, ZeroDivisionError) as err:
+        raise ScoreError(f"<{tag}> holds {e.findtext(tag)[:40]!r}, which is no number") from err
+
+
+def _placed(part: ET.Element) -> Iterator[tuple[ET.Element, int, Fraction, Fraction]]:
+    "Each note with its bar, onset and end, in quarters from the start of the bar."
+    divisions = Fraction(1)
+    for bar, measure in enumerate(part.iterfind("measure")):
+        now = onset = Fraction(0)
+        for e in measure:
+            divisions = (_number(e, "divisions", divisions) if e.tag == "attributes" else divisions) or Fraction(1)
+            length = _number(e, "duration", Fraction(0)) / divisions
+            if e.tag == "note":
+                onset = onset if e.find("chord") is not None else now
+                now = max(now, onset + length)
+                yield e, bar, onset, onset + length
+            elif e.tag in ("forward", "backup"):
+                now = onset = max(Fraction(0), now + (length if e.tag == "forward" else -length))
+
+
+def _unpaired_ties(part: ET.Element) -> list[tuple[ET.Element, ET.Element]]:
+    "Notes and `<tied>` elements without their other end; a stop takes the latest start before it, a bar back at most."
+    starts, stops, lost = {}, [], []
+    for i, (note, bar, onset, end) in enumerate(_placed(part)):
+        pitch = [note.findtext(f"pitch/{t}", "0") for t in ("step", "alter", "octave")]
+        for tied in note.iterfind("notations/tied"):
+            entry = ((bar, onset, i), (bar, end), note, tied)
+            if tied.get("type") == "start":
+                starts.setdefault(tuple(pitch), []).append(entry)
+            elif tied.get("type") == "stop":
+                stops.append((tuple(pitch), entry))
+            else:
+                lost.append((note, tied))  # let-ring and continue: not in LMX
+    for pitch, (time, _, note, tied) in sorted(stops, key=lambda s: s[1][0]):
+        open_here = starts.get(pitch, [])
+        fits = [s for s in open_here if s[0] < time and s[0][0] >= time[0] - 1]
+        if fits:
+            open_here.remove(max(fits, key=lambda s: (s[1] == time[:2], s[0])))
+        else:
+            lost.append((note, tied))
+    return lost + [s[2:] for left in starts.values() for s in left]
+
+# %% ../../nbs/notation/score.ipynb #c1de32e7
+def _unpaired_slurs(part: ET.Element) -> list[tuple[ET.Element, ET.Element]]:
+    "Notes and `<slur>` elements of which the other end is missing."
+    open_slurs, lost = {}, []
+    for note in part.iter("note"):
+        marks = sorted(note.iterfind("notations/slur"), key=lambda e: e.get("type") != "stop")
+        for e in marks:  # a stop closes what came before
+            k = e.get("number", "1")
+            if e.get("type") == "start":
+                open_slurs[k] = (note, e)
+            elif e.get("type") == "stop" and open_slurs.pop(k, None) is None:
+                lost.append((note, e))
+    return lost + list(open_slurs.values())
+
+
+def _drop_octave_lines(part: ET.Element) -> None:
+    "Remove octave lines of which one end is missing."
+    started, lost = {}, []
+    for measure in part.iterfind("measure"):
+        for direction in measure.iterfind("direction"):
+            for kind in direction.findall("direction-type"):
+                if (e := kind.find("octave-shift")) is None:
+                    continue
+                k = (e.get("number", "1"), direction.findtext("staff", "1"))
+                if e.get("type") in ("up", "down"):
+                    lost += [started[k]] if k in started else []
+                    started[k] = (measure, direction, kind)
+                elif e.get("type") == "stop" and started.pop(k, None) is None:
+                    lost.append((measure, direction, kind))
+    for measure, direction, kind in [*lost, *started.values()]:
+        direction.remove(kind)
+        if direction.find("direction-type") is None:
+            measure.remove(direction)
+
+
 def drop_dangling(
     part: ET.Element,  # an excerpt, changed in place
 ) -> None:
-    "Remove ties and slurs of which the excerpt holds one end only."
-    open_ties, open_slurs = {}, {}
-    orphans = []
-    for note in part.iter("note"):
-        pitch = note.find("pitch")
-        key = None if pitch is None else tuple(pitch.findtext(t) for t in ("step", "alter", "octave"))
-        notations = note.find("notations")
-        if notations is None:
-            continue
-        for kind, table, index in (("tied", open_ties, key), ("slur", open_slurs, None)):
-            marks = notations.findall(kind)
-            for e in sorted(marks, key=lambda e: e.get("type") != "stop"):  # a stop closes what came before
-                k = index if kind == "tied" else e.get("number", "1")
-                if e.get("type") == "stop":
-                    if k in table:
-                        table.pop(k)
-                    else:
-                        orphans.append((note, notations, e))
-                elif e.get("type") == "start":
-                    table[k] = (note, notations, e)
-                elif kind == "tied":
-                    orphans.append((note, notations, e))  # let-ring and continue: not in LMX
-    for note, notations, e in [*orphans, *open_ties.values(), *open_slurs.values()]:
+    "Remove ties, slurs and octave lines of which the excerpt holds one end only."
+    for note, e in [*_unpaired_ties(part), *_unpaired_slurs(part)]:
+        notations = next(n for n in note.iterfind("notations") if e in list(n))
         notations.remove(e)
         for tie in note.findall("tie"):
             if e.tag == "tied" and tie.get("type") == e.get("type"):
                 note.remove(tie)
         if len(notations) == 0:
             note.remove(notations)
+    _drop_octave_lines(part)
 
 # %% ../../nbs/notation/score.ipynb #7801b88d
+def join_bars(
+    part: ET.Element,  # <part>, left as it is
+    bars: Sequence[int],  # indices of measures, in any order
+    *,
+    states: list[dict] | None = None,  # `header_states(part)`, when many cuts are made
+) -> ET.Element:  # a <part> that stands alone
+    "Copy bars out of a part, with clefs, key and staves restated as at the start of a printed line."
+    measures = part.findall("measure")
+    states = header_states(part) if states is None else states
+    excerpt = ET.Element("part", {"id": part.get("id", "P1")})
+    for i in bars:
+        measure = copy.deepcopy(measures[i])
+        for e in measure.findall("print"):
+            measure.remove(e)
+        for attributes in measure.iterfind("attributes"):
+            for e in attributes.findall("measure-style"):  # several bars of rest drawn as one
+                attributes.remove(e)
+        excerpt.append(measure)
+    restate_header(excerpt[0], states[bars[0]])
+    drop_dangling(excerpt)
+    for i, note in enumerate(excerpt.iter("note")):
+        note.set("id", f"n{i}")  # the name under which an engraving shows where it stands
+    return excerpt
+
+
 def cut_excerpt(
     part: ET.Element,  # <part>, left as it is
     start: int,  # index of the first measure
@@ -229,25 +318,11 @@ def cut_excerpt(
     *,
     states: list[dict] | None = None,  # `header_states(part)`, when many cuts are made
 ) -> ET.Element:  # a <part> that stands alone
-    "Copy bars out of a part, with clefs, key and staves restated as at the start of a printed line."
-    measures = part.findall("measure")
-    if not 0 <= start < start + n_measures <= len(measures):
-        raise ScoreError(f"bars {start}..{start + n_measures} asked for, the part has {len(measures)}")
-    states = header_states(part) if states is None else states
-    excerpt = ET.Element("part", {"id": part.get("id", "P1")})
-    for measure in measures[start : start + n_measures]:
-        measure = copy.deepcopy(measure)
-        for e in measure.findall("print"):
-            measure.remove(e)
-        for attributes in measure.iterfind("attributes"):
-            for e in attributes.findall("measure-style"):  # several bars of rest drawn as one
-                attributes.remove(e)
-        excerpt.append(measure)
-    restate_header(excerpt[0], states[start])
-    drop_dangling(excerpt)
-    for i, note in enumerate(excerpt.iter("note")):
-        note.set("id", f"n{i}")  # the name under which an engraving shows where it stands
-    return excerpt
+    "Bars that follow one another, as `join_bars` copies them. Raises `ScoreError` when there are not that many."
+    n_there = len(part.findall("measure"))
+    if not 0 <= start < start + n_measures <= n_there:
+        raise ScoreError(f"bars {start}..{start + n_measures} asked for, the part has {n_there}")
+    return join_bars(part, range(start, start + n_measures), states=states)
 
 
 def as_score(
