@@ -1,6 +1,8 @@
 """Scores, LMX and engraving: round trips, errors counted, nothing that raises, nothing broken that is written."""
 
 import io
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 import zipfile
 from fractions import Fraction
@@ -347,3 +349,19 @@ def test_engraving_nonsense_says_so():
         engrave("<nothing/>")
     with pytest.raises(ScoreError, match="Leipzig"):
         engrave("<nothing/>", font="Comic")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "measure C4 eighth beam:begin D4 maxima E4 eighth beam:end",
+        "measure rest half tremolo:start tremolo:3 clef:F4 D4 half tremolo:stop tremolo:2",
+    ],
+)
+def test_what_ends_the_engravers_process_is_left_out(line):
+    "Both ended Verovio with a segmentation fault; in a process of its own, so that the tests would live on."
+    code = (
+        "from vitomr.notation.engrave import render_svg\nfrom vitomr.notation.lmx import to_musicxml\n"
+        f"assert 'class=\"note' in render_svg(to_musicxml({line!r}.split()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

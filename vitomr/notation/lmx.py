@@ -708,6 +708,48 @@ def _tidy_attributes(part: ET.Element) -> None:
         sort_attributes(head)
 
 
+_BEAMLESS = frozenset(V.NOTE_TYPE_TOKENS[V.NOTE_TYPE_TOKENS.index("quarter") :])  # notes that no beam can hold
+
+
+def _tremolo(note: ET.Element, kind: str) -> ET.Element | None:
+    return note.find(f"notations/ornaments/tremolo[@type='{kind}']")
+
+
+def _beams_a_long_note(measure: ET.Element) -> bool:
+    n_open: dict[str | None, int] = {}  # beams, by voice
+    for note in measure.iterfind("note"):
+        voice, beams = note.findtext("voice"), [e.text for e in note.iterfind("beam")]
+        n_open[voice] = n_open.get(voice, 0) + beams.count("begin")
+        if (n_open[voice] > 0 or beams) and note.find("pitch") is not None and note.findtext("type") in _BEAMLESS:
+            return True
+        n_open[voice] -= beams.count("end")
+    return False
+
+
+def _drop_unengravable(part: ET.Element) -> None:
+    "Beams over long notes and tremolos between two notes that are no pair end the engraver's process: leave them out."
+    for measure in part:
+        if _beams_a_long_note(measure):
+            for note in measure.iterfind("note"):
+                note[:] = [e for e in note if e.tag != "beam"]
+        for note, following in zip(measure, [*measure[1:], None], strict=True):
+            if note.tag != "note":
+                continue
+            if _tremolo(note, "start") is None:
+                continue
+            is_pair = following is not None and following.tag == "note" and _tremolo(following, "stop") is not None
+            sides = (note, following) if is_pair else (note,)
+            if is_pair and all(n.find("pitch") is not None and n.find("chord") is None for n in sides):
+                if note.findtext("type") == following.findtext("type"):
+                    note.set("tremolo", "begun")
+                    following.set("tremolo", "ended")
+        for note in measure.iterfind("note"):
+            kept = note.attrib.pop("tremolo", None)
+            for kind, good in (("start", "begun"), ("stop", "ended")):
+                if kept != good and (tremolo := _tremolo(note, kind)) is not None:
+                    note.find("notations/ornaments").remove(tremolo)
+
+
 MAX_DIVISIONS = 100_800  # per quarter; finer durations are rounded to 1/10080
 
 
@@ -746,6 +788,7 @@ def delinearise(
         _size_whole_bar_rests(measure, rests, total)
         known = bar if bar is not None or total.adds_up else total.expected
         _fill_measure(measure, known, total.adds_up)
+    _drop_unengravable(part)
     _tidy_attributes(part)
     _whole_durations(part)
     return part
