@@ -23,6 +23,7 @@ from vitomr.rewards import (
     corrupt,
     f1,
     honest,
+    is_attack,
     length,
     measures,
     note,
@@ -40,6 +41,7 @@ from vitomr.rewards import (
 ROOT = Path(__file__).resolve().parents[1]
 BAR = "measure key:fifths:0 time beats:4 beat-type:4 clef:G2 C5 voice:1 quarter stem:down D5 quarter E5 half".split()
 READINGS = [r["true"].split() for r in json.loads((ROOT / "examples" / "readings.json").read_text())]
+PIECE = sorted(READINGS, key=len)[len(READINGS) // 2]
 tokens = st.lists(st.sampled_from(VOCABULARY[3:]), max_size=40)
 
 
@@ -112,7 +114,7 @@ def test_bars_is_a_share():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_breakdown_adds_up(name):
-    b = reward(corrupt(READINGS[0], "pitch", 0.3, np.random.default_rng(0)), READINGS[0], name)
+    b = reward(corrupt(PIECE, "pitch", 0.3, np.random.default_rng(0)), PIECE, name)
     assert set(b.raw) == set(PRESETS[name].weights)
     assert b.total == pytest.approx(sum(PRESETS[name].weights[t] * v for t, v in b.raw.items()))
     again = b.reweighted({"F1": 0.0})
@@ -120,7 +122,7 @@ def test_a_breakdown_adds_up(name):
 
 
 def test_acai_presets_have_their_published_settings():
-    pred, true = READINGS[1][:-30], READINGS[1]
+    pred, true = PIECE[:-30], PIECE
     b = reward(pred, true, "acai-code")
     assert b.raw["F1"] == f1(pred, true, mode="positional")
     assert b.raw["LEN"] == length(pred, true, delta=5, tau=50)
@@ -131,7 +133,7 @@ def test_acai_presets_have_their_published_settings():
 
 
 def test_a_group_scores_as_its_members_do_and_ids_as_strings():
-    true, rng = READINGS[2], np.random.default_rng(1)
+    true, rng = PIECE, np.random.default_rng(1)
     group = [corrupt(true, k, 0.3, rng) for k in CORRUPTIONS] + [true, true, []]
     together = reward_group(group, true, terms=TERMS)
     assert [b.raw for b in together] == [reward(p, true, terms=TERMS).raw for p in group]
@@ -163,7 +165,7 @@ def test_every_term_is_bounded_whatever_the_tokens(pred, true):
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 def test_a_corruption_hits_as_much_as_it_says(kind):
-    true = READINGS[3]
+    true = PIECE
     assert corrupt(true, kind, 0.0, np.random.default_rng(0)) == true
     few, many = (tedn(corrupt(true, kind, v, np.random.default_rng(0)), true).edit_cost for v in (0.1, 0.8))
     assert 0 <= few < many
@@ -178,9 +180,14 @@ def test_no_attack_beats_an_honest_reading_under_vitomr(attack, excerpts):
     pieces = READINGS + [linearise(e).tokens for e in excerpts]
     pieces = [t for t in pieces if len(measures(t)) > 1 and len(note_spans(t)) >= 10]
     assert len(pieces) > 40
+    met = 0
     for i, true in enumerate(pieces):
-        fair, cheat = reward_group([honest(true, np.random.default_rng(i)), ATTACKS[attack](true)], true)
-        assert cheat.total < fair.total, (attack, i)
+        pred = ATTACKS[attack](true)
+        if is_attack(pred, true):
+            fair, cheat = reward_group([honest(true, np.random.default_rng(i)), pred], true)
+            assert cheat.total < fair.total, (attack, i)
+            met += 1
+    assert met > 0.9 * len(pieces)
 
 
 def test_judgements_are_read_and_counted(tmp_path):

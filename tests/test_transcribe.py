@@ -19,9 +19,9 @@ from vitomr.evaluate import Reading, read_pairs, report, ser
 from vitomr.notation.engrave import engrave
 from vitomr.notation.lmx import linearise
 from vitomr.notation.metrics import micro_rate, token_distance
-from vitomr.notation.score import mxl_bytes, parts, read_score, root_of
+from vitomr.notation.score import ScoreError, mxl_bytes, parts, read_score, root_of
 from vitomr.page.staves import NoStaffError
-from vitomr.transcribe import PACKAGED, SUFFIXES, PictureError, Transcriber, open_picture
+from vitomr.transcribe import PACKAGED, SUFFIXES, PictureError, Transcriber, open_picture, read_truth
 
 ROOT = Path(__file__).resolve().parents[1]
 SCAN = ROOT / "examples" / "bach-invention-1-scan-1.png"
@@ -153,6 +153,72 @@ def test_pictures_turned_by_exif_are_turned_back(tmp_path):
     exif[0x0112] = 6  # to be shown turned by 90 degrees
     img.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.jpg", exif=exif, quality=95)
     assert open_picture(tmp_path / "a.jpg").shape == (img.height, img.width)
+
+
+# the truth beside a picture
+
+TRUTH = SCAN.with_suffix(".musicxml").read_bytes()
+PART = TRUTH[TRUTH.index(b"<part ") : TRUTH.index(b"</score-partwise>")]
+
+
+def packed(path: Path, *names: str) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        for name in names:
+            z.writestr(name, b"<a>" * 5_000_000)
+
+
+BAD_TRUTHS = {
+    "truth.pdf": (lambda p: p.write_bytes(TRUTH), "give one of .lmx"),
+    "empty.lmx": (lambda p: p.write_bytes(b""), "0 tokens"),
+    "only-controls.lmx": (lambda p: p.write_text("<bos> <eos>"), "0 tokens"),
+    "words.lmx": (lambda p: p.write_text("measure of all things"), "unknown LMX token 'of'"),
+    "bytes.lmx": (lambda p: p.write_bytes(b"\xff\xfe\x00"), "not text"),
+    "one-word.lmx": (lambda p: p.write_text("x" * 1_000_000), "unknown LMX token"),
+    "long.lmx": (lambda p: p.write_text("measure " * 2000), "2000 tokens"),
+    "huge.lmx": (lambda p: p.write_text("measure " * 1_000_000), "larger than 4 MB"),
+    "huge.musicxml": (lambda p: p.write_bytes(b"<a>" * 5_000_000), "larger than 4 MB"),
+    "empty.musicxml": (lambda p: p.write_bytes(b""), "not well-formed"),
+    "page.xml": (lambda p: p.write_text("<html/>"), "score-partwise"),
+    "nothing.xml": (lambda p: p.write_text("<score-partwise/>"), "0 parts"),
+    "two.xml": (lambda p: p.write_bytes(TRUTH.replace(b"</score-partwise>", PART + b"</score-partwise>")), "2 parts"),
+    "bomb.mxl": (lambda p: packed(p, "score.musicxml"), "larger than 4 MB"),
+    "no-score.mxl": (lambda p: packed(p, "picture.png"), "no MusicXML"),
+    "cut.mxl": (lambda p: p.write_bytes(b"PK\3\4" + TRUTH), "not a readable .mxl"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TRUTHS)
+def test_bad_truths_are_one_line(tmp_path, name):
+    make, says = BAD_TRUTHS[name]
+    make(tmp_path / name)
+    with pytest.raises(ScoreError, match=says) as e:
+        read_truth(tmp_path / name)
+    said = str(e.value)
+    assert "\n" not in said and name in said and str(tmp_path) not in said and len(said) < 400
+
+
+def test_truth_in_every_format(tmp_path):
+    true = SCAN.with_suffix(".lmx").read_text().split()
+    packed = tmp_path / "a.MXL"
+    packed.write_bytes(mxl_bytes(root_of(TRUTH)))
+    for path in (packed, SCAN.with_suffix(".musicxml"), SCAN.with_suffix(".lmx")):
+        assert read_truth(path) == true
+    with pytest.raises(ScoreError, match="no such file: b.lmx"):
+        read_truth(tmp_path / "b.lmx")
+
+
+def test_broken_truths_never_raise_anything_else(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, data in {"a.mxl": mxl_bytes(root_of(TRUTH)), "a.musicxml": TRUTH}.items():
+        for _ in range(60):
+            broken = bytearray(data)
+            for at in rng.integers(len(broken), size=3):
+                broken[at] = rng.integers(256)
+            (tmp_path / name).write_bytes(broken)
+            try:
+                assert read_truth(tmp_path / name)
+            except ScoreError as e:
+                assert "\n" not in str(e)
 
 
 # command line

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'TERMS', 'PRESETS', 'BLIND_SPOTS', 'ATTACKS', 'note_spans', 'measures', 'corrupt', 'ted', 'tedn_score',
            'wf', 'f1', 'rep', 'length', 'note', 'bars', 'mcr', 'Preset', 'Breakdown', 'reward_group', 'reward',
-           'honest', 'Judgement', 'read_judgements', 'agreement', 'crowd_agreement', 'agreement_interval',
+           'is_attack', 'honest', 'Judgement', 'read_judgements', 'agreement', 'crowd_agreement', 'agreement_interval',
            'read_scores', 'tokens_of', 'read_costs']
 
 # %% ../nbs/02_rewards.ipynb #7d2baf7e
@@ -22,7 +22,7 @@ import numpy as np
 from lmx.linearization import vocabulary as V
 
 from .notation.lmx import VOCABULARY, analyse, linearise
-from .notation.metrics import bars_that_add_up, mcr_counts, note_f1, token_f1
+from .notation.metrics import bars_that_add_up, mcr_counts, note_f1, token_distance, token_f1
 from .notation.score import ScoreError, parts, root_of
 from .notation.tedn import Tedn, tedn, tedn_group
 
@@ -407,6 +407,14 @@ ATTACKS: dict[str, Callable[[list[str]], list[str]]] = {
     "first half": lambda tokens: list(tokens[: len(tokens) // 2]),
     "bars shuffled": _shuffled,
 }
+
+
+def is_attack(
+    pred: Sequence,
+    true: Sequence,
+) -> bool:
+    "Whether it changes a fifth of the tokens at least: bars that repeat can be moved and nobody is cheated."
+    return token_distance(pred, true) >= 0.2 * len(true)
 
 
 def honest(
