@@ -20,8 +20,11 @@ import torch
 from PIL import Image
 
 from vitomr.decoder import READERS, Reader, save_reader
+from vitomr.figures import TERM_COLOURS
 from vitomr.notation.lmx import linearise, to_musicxml
+from vitomr.notation.metrics import errors_by_kind, symbol_error_rate
 from vitomr.notation.score import parts, read_score
+from vitomr.rewards import PRESETS, TERMS, Breakdown, reward
 from vitomr.transcribe import PACKAGED, SUFFIXES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,6 +115,14 @@ class Visit:
         self.page.wait_for_selector(f".status.{kind}")
         return self.page.inner_text(".status")
 
+    def boxes(self, selector: str) -> list[dict]:
+        return [e.bounding_box() for e in self.page.locator(selector).all()]
+
+    def total(self, expected: float) -> None:
+        "The total of the reward, once it is the expected one."
+        shown = f"{round(expected, 3) + 0.0:.3f}".replace("-", "\N{MINUS SIGN}")
+        self.page.locator("#earned tfoot td:nth-child(6)").get_by_text(shown, exact=True).wait_for()
+
     def leave(self) -> None:
         assert self.hosts <= {"127.0.0.1", None}, f"the page asked {self.hosts}"
         assert not self.complaints, self.complaints
@@ -157,6 +168,51 @@ def test_error_is_one_line_and_the_next_picture_is_read(visit, blank, tmp_path):
     assert not visit.page.is_visible("#results")
 
 
+def test_reward_of_an_example(visit):
+    "Measured once under the preset, then at once under other presets and weights."
+    page, name = visit.page, "schumann-rosen-voice"
+    page.get_by_role("button", name="Schumann, voice").click()
+    page.wait_for_selector("#earned .terms")
+    pred, true = page.locator("#tokens .bars .lmx").all_inner_texts(), (EXAMPLES / f"{name}.lmx").read_text().split()
+    expected = {preset: reward(pred, true, preset, terms=TERMS) for preset in PRESETS}
+    visit.total(expected["vitomr"].total)
+    raw = page.locator("#earned tbody td:nth-child(3)").all_inner_texts()
+    assert dict(zip(TERMS, map(float, raw))) == pytest.approx(expected["vitomr"].raw, abs=6e-4)
+    errors = page.locator("#errors tbody tr").all_inner_texts()
+    assert {k: int(n) for k, n in (e.split("\t") for e in errors)} == errors_by_kind(pred, true)
+    assert f"{100 * symbol_error_rate(pred, true):.1f} %" in page.inner_text("#errors")
+    page.get_by_role("radio", name="acai-code").click()
+    visit.total(expected["acai-code"].total)
+    page.locator("#weight-TED input[type=range]").fill("2")
+    visit.total(expected["acai-code"].reweighted({"TED": 2}).total)
+    page.locator("#weight-MCR input[type=number]").fill("5")
+    visit.total(expected["acai-code"].reweighted({"TED": 2, "MCR": 5}).total)
+    page.get_by_role("radio", name="notes").click()
+    visit.total(expected["notes"].total)
+
+
+def test_truth_of_a_picture_of_ones_own(visit, tmp_path):
+    "None at first, then a file; a bad one is one line, and a new picture forgets it."
+    page, truth = visit.page, "#truth input[type=file]"
+    visit.read(SCAN)
+    page.wait_for_selector("#earned .hint.idle")
+    assert "musicxml" in page.inner_text("#earned") and not page.is_visible("#weights")
+    bad = tmp_path / "<b>truth<b>.lmx"
+    bad.write_text("measure <img src=x onerror=alert(1)>")
+    page.set_input_files(truth, bad)
+    page.wait_for_selector("#earned .hint.error")
+    assert "\n" not in page.inner_text("#earned").strip() and "unknown LMX token" in page.inner_text("#earned")
+    assert page.locator("#earned img").count() == 0 and not page.is_visible("#weights")
+    page.locator("#truth").get_by_label("Clear").click()
+    page.wait_for_selector("#earned .hint.idle")
+    page.set_input_files(truth, SCAN.with_suffix(".musicxml"))
+    page.wait_for_selector("#earned .terms")
+    pred = page.locator("#tokens .bars .lmx").all_inner_texts()
+    visit.total(reward(pred, SCAN.with_suffix(".lmx").read_text().split()).total)
+    visit.read(EXAMPLES / "schumann-rosen-voice.png")
+    page.wait_for_selector("#earned .hint.idle")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone(chromium, url, scheme):
     "390 px: nothing makes the page scroll sideways, and the notes are black on white."
@@ -166,6 +222,10 @@ def test_phone(chromium, url, scheme):
     style = "e => [getComputedStyle(e).color, getComputedStyle(e.closest('.sheet')).backgroundColor]"
     ink = phone.page.locator("#score svg g.staff path").first.evaluate(style)
     assert ink == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
+    phone.page.get_by_role("button", name="Schubert, voice").click()
+    phone.page.wait_for_selector("#earned .terms")
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert min(b["width"] for b in phone.boxes("#earned tbody .track, #weights input[type=range]")) > 80
     phone.leave()
 
 
@@ -253,3 +313,61 @@ def test_examples_carry_their_truth(app):
         assert all((EXAMPLES / (name + suffix)).stat().st_size < 300_000 for suffix in (".png", ".lmx", ".musicxml"))
         (part,) = parts(read_score(EXAMPLES / f"{name}.musicxml"))
         assert linearise(part.element).tokens == (EXAMPLES / f"{name}.lmx").read_text().split()
+
+
+def test_every_term_has_its_colour_and_its_place(app):
+    "The worst reading and the best: every bar inside its track, gains to the right of zero."
+    weights = {t: -1.0 if t in app.PENALTIES else 1.0 for t in TERMS}
+    worst = {**dict.fromkeys(TERMS, 0.0), "WF": -3.0, **dict.fromkeys(app.PENALTIES, 1.0)}
+    for found in (Breakdown(worst, weights), Breakdown(dict.fromkeys(TERMS, 1.0), dict.fromkeys(TERMS, 1.0))):
+        table = ET.fromstring(app.reward_html(found))
+        for term, row in zip(TERMS, table.iterfind("tbody/tr"), strict=True):
+            assert row[0].text == term and row[1].text
+            raw, weighted = (dict(d.split(": ") for d in i.get("style").split("; ")) for i in row.iter("i"))
+            assert raw["background"] == weighted["background"] == TERM_COLOURS[term]
+            zero = float(row[6].find("span/b").get("style")[6:-1])
+            left, width = (float(weighted[k][:-1]) for k in ("left", "width"))
+            assert left + width == pytest.approx(zero, abs=0.02) or left == pytest.approx(zero, abs=0.02)
+            assert (left < zero - 0.02) == (found.weighted[term] < 0)
+        inside = [float(x) for i in table.iter("i") for x in re.findall(r"([-\d.]+)%", i.get("style"))]
+        assert min(inside) >= 0 and max(inside) <= 100.01
+        assert len(table.findall("tfoot//i")) == len(TERMS)
+
+
+def test_reward_of_nothing_weighs_nothing(app):
+    found = Breakdown(dict.fromkeys(TERMS, 0.0), dict.fromkeys(TERMS, 0.0))
+    assert ET.fromstring(app.reward_html(found)).find("tfoot/tr")[5].text == "0.000"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_fields_hold_the_weights_of_the_preset(app, preset):
+    fields = dict(zip(TERMS, app.fields_of(preset), strict=True))
+    for term, f in fields.items():
+        assert f["minimum"] <= f["value"] == PRESETS[preset].weights.get(term, 0) <= f["maximum"]
+        assert f["minimum"] < f["maximum"]
+
+
+def test_weights_are_scored_without_measuring(app, monkeypatch):
+    true = (EXAMPLES / "schumann-rosen-voice.lmx").read_text().split()
+    measured = {preset: reward(true[:-5], true, preset, terms=TERMS) for preset in PRESETS}
+    monkeypatch.setattr(app, "reward", None)
+    shown = app.rescore(measured, "notes", None, "7", float("nan"), *[0.5] * 6)  # emptied and impossible fields count 0
+    expected = measured["notes"].reweighted({t: 0.0 if t in ("TED", "TEDn", "WF") else 0.5 for t in TERMS})
+    assert shown == app.reward_html(expected)
+    assert app.choose(measured, "vitomr")[0] == app.reward_html(measured["vitomr"])
+
+
+def test_names_and_tokens_of_a_truth_are_escaped(app, tmp_path):
+    weights = [0.1] * len(TERMS)
+    for i, text in enumerate(t for t in HOSTILE if "/" not in t):
+        for path in (tmp_path / f"{text}.pdf", tmp_path / f"{i}.lmx"):
+            path.write_text(f"measure {text.replace(' ', '')}")
+            *_, (measured, line, errors) = app.measure(["measure"], {"path": str(path)}, "vitomr", *weights)
+            hint = ET.fromstring(line)
+            assert measured is None and not errors and len(hint) == 0 and "\n" not in hint.text
+            assert hint.get("class") == "hint error" and (text if path.suffix == ".pdf" else "unknown") in hint.text
+
+
+def test_no_truth_is_a_friendly_line(app):
+    ((measured, line, errors),) = app.measure(["measure"], None, "vitomr", *[0.1] * len(TERMS))
+    assert measured is None and not errors and "error" not in line and ".mxl" in line
