@@ -723,6 +723,5 @@ d = { 'settings': { 'branch': 'main',
                                    'vitomr.transcribe.Transcription.to_bytes': ( 'transcribe.html#transcription.to_bytes',
                                                                                  'vitomr/transcribe.py'),
                                    'vitomr.transcribe._tokens_in': ('transcribe.html#_tokens_in', 'vitomr/transcribe.py'),
-                                   'vitomr.transcribe._unpacked': ('transcribe.html#_unpacked', 'vitomr/transcribe.py'),
                                    'vitomr.transcribe.open_picture': ('transcribe.html#open_picture', 'vitomr/transcribe.py'),
                                    'vitomr.transcribe.read_truth': ('transcribe.html#read_truth', 'vitomr/transcribe.py')}}}

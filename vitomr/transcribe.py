@@ -8,7 +8,6 @@ __all__ = ['FORMATS', 'MAX_FILE_BYTES', 'SUFFIXES', 'PACKAGED', 'MAX_PATCHES', '
 
 # %% ../nbs/05_transcribe.ipynb #e54eadaa
 import xml.etree.ElementTree as ET
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,16 +211,6 @@ TRUTH_SUFFIXES = (".lmx", *sorted(MUSICXML_SUFFIXES))
 MAX_TRUTH_BYTES, MAX_TRUTH_TOKENS = 4_000_000, 1024  # bytes unpacked
 
 
-def _unpacked(data: bytes, name: str) -> bytes:
-    "The MusicXML of an archive."
-    try:
-        return unzip_mxl(data, name)
-    except ScoreError:
-        raise
-    except (zlib.error, ValueError) as e:  # what zipfile meets in broken bytes
-        raise ScoreError(f"{name} is not a readable .mxl archive ({e})") from e
-
-
 def _tokens_in(data: bytes, path: Path) -> list[str]:
     "The tokens in the bytes of a truth."
     if path.suffix.lower() == ".lmx":
@@ -244,7 +233,7 @@ def read_truth(
     with path.open("rb") as f:
         data = f.read(MAX_TRUTH_BYTES + 1)
     if data[:2] == b"PK" and len(data) <= MAX_TRUTH_BYTES:
-        data = _unpacked(data, path.name)
+        data = unzip_mxl(data, path.name)
     if len(data) > MAX_TRUTH_BYTES:
         raise ScoreError(f"{path.name} is larger than {MAX_TRUTH_BYTES / 1e6:.0f} MB; give one line of music")
     try:

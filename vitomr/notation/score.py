@@ -12,6 +12,7 @@ import copy
 import io
 import xml.etree.ElementTree as ET
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -73,7 +74,9 @@ def unzip_mxl(
                 raise ScoreError(f"{name} holds no MusicXML document")
             with z.open(members[main]) as f:
                 return f.read(MAX_BYTES + 1)  # bounded by what is read, whatever the header claims
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as e:
+    except ScoreError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as e:
         raise ScoreError(f"{name} is not a readable .mxl archive ({e})") from e
 
 # %% ../../nbs/notation/score.ipynb #c10a7ee2
