@@ -30,7 +30,7 @@ from vitomr.transcribe import TRUTH_SUFFIXES, Transcriber, Transcription, read_t
 
 MAX_TOKENS = int(os.environ.get("VITOMR_MAX_TOKENS") or 1024)
 HERE = Path(__file__).parent
-UPDATE_SECONDS = 0.4  # at least, between two views of a growing score
+UPDATE_SECONDS = 0.1  # at least, between two views of a growing score
 DOWNLOADS = {"MusicXML": ".musicxml", "MIDI": ".mid", "MXL": ".mxl", "LMX": ".lmx", "SVG": ".svg"}
 EXAMPLES = {
     "bach-invention-1-scan-1": "Bach, a scan of 1853",
