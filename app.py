@@ -21,6 +21,7 @@ try:
 except ImportError:
     spaces = None
 import gradio as gr  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from vitomr.figures import TERM_COLOURS  # noqa: E402
 from vitomr.notation.engrave import render_svg  # noqa: E402
@@ -191,14 +192,21 @@ def errors_html(pred: list[str], true: list[str]) -> str:
     return f'<p class="rate">Symbol error rate <b>{rate}</b>: {edits}.</p>{table}'
 
 
-def page(status: str, reading: Transcription | None = None, files: list[Path] | None = None) -> list:
+def page(
+    status: str, reading: Transcription | None = None, picture: Path | None = None, files: list[Path] | None = None
+) -> list:
     "The value of every output, in order."
     files = files or [None] * len(DOWNLOADS)
     if reading is None or not reading.tokens:
         return [status, None, "", "", *files, None]
     svg = render_svg(reading.score, options={"svgViewBox": True})
     shown = [sheet_html(svg), tokens_html(reading.tokens, reading.logp)]
-    return [status, reading.picture, *shown, *files, reading.tokens if any(files) else None]
+    return [status, picture, *shown, *files, reading.tokens if any(files) else None]
+
+
+def save_picture(reading: Transcription, path: Path) -> Path:
+    Image.fromarray(reading.picture).save(path)
+    return path
 
 
 IDLE = status_html("idle", "Drop a picture, paste one, or pick an example.")
@@ -213,15 +221,17 @@ def transcribe(picture: dict | None) -> Iterator[list]:
         return
     yield page(status_html("busy", "Reading."))
     try:
-        due = 0.0
-        for reading in reader().stream(path, max_tokens=MAX_TOKENS):
-            if time.monotonic() >= due:
-                so_far = count(reading.tokens.count("measure"), "bar")
-                yield page(status_html("busy", f"Reading: {so_far} so far."), reading)
-                due = time.monotonic() + UPDATE_SECONDS
         with TemporaryDirectory() as folder:  # gradio takes copies before it asks for more
+            due, seen = 0.0, None
+            for reading in reader().stream(path, max_tokens=MAX_TOKENS):
+                # One file for all answers: an array would be written anew each time, under a reader of the last.
+                seen = seen or save_picture(reading, Path(folder, "picture.png"))
+                if time.monotonic() >= due:
+                    so_far = count(reading.tokens.count("measure"), "bar")
+                    yield page(status_html("busy", f"Reading: {so_far} so far."), reading, seen)
+                    due = time.monotonic() + UPDATE_SECONDS
             files = [reading.save(Path(folder, Path(path).stem + suffix)) for suffix in DOWNLOADS.values()]
-            yield page(status_html("done", facts(reading)), reading, files)
+            yield page(status_html("done", facts(reading)), reading, seen, files)
         return
     except ValueError as e:  # PictureError, NoStaffError, ScoreError: one line for a person
         message = str(e)
