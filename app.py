@@ -23,7 +23,7 @@ except ImportError:
 import gradio as gr  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from vitomr.figures import TERM_COLOURS  # noqa: E402
+from vitomr.figures import TERM_COLOURS, stacked  # noqa: E402
 from vitomr.notation.engrave import render_svg  # noqa: E402
 from vitomr.notation.metrics import errors_by_kind, symbol_error_rate, token_distance  # noqa: E402
 from vitomr.rewards import PRESETS, TERMS, Breakdown, reward  # noqa: E402
@@ -145,20 +145,12 @@ def bar_html(pieces: list[tuple[str, float, float]], low: float, high: float, do
     return f'<span class="track" aria-hidden="true">{drawn}</span>'
 
 
-def stacked(weighted: dict[str, float]) -> list[tuple[str, float, float]]:
-    "Pieces that begin where the one before ended, gains to the right of zero and penalties to the left."
-    ends, pieces = {True: 0.0, False: 0.0}, []
-    for term, x in weighted.items():
-        pieces.append((TERM_COLOURS[term], ends[x >= 0], ends[x >= 0] + x))
-        ends[x >= 0] += x
-    return pieces
-
-
 def reward_html(found: Breakdown) -> str:
     "A row for each term and one for the total: raw value, weight, weighted value."
     raw, weighted = ({t: values[t] for t in TERMS} for values in (found.raw, found.weighted))
     raw_scale = min(0.0, *raw.values()), max(1.0, *raw.values())
-    ends = [x for _, *piece in stacked(weighted) for x in piece]
+    pieces = [(TERM_COLOURS[term], start, end) for term, start, end in stacked(weighted)]
+    ends = [x for _, *piece in pieces for x in piece]
     scale = min(ends), max(ends)
     scale = scale if scale[0] < scale[1] else (0.0, 1.0)
     rows = "".join(
@@ -172,7 +164,7 @@ def reward_html(found: Breakdown) -> str:
     most = number(sum(max(w, 0.0) for w in found.weights.values()), "g")
     total = (
         f'<th scope="row">Total</th><td class="meaning">at most {most}</td><td></td><td></td><td></td>'
-        f"<td>{number(found.total)}</td><td>{bar_html(stacked(weighted), *scale, dot=found.total)}</td>"
+        f"<td>{number(found.total)}</td><td>{bar_html(pieces, *scale, dot=found.total)}</td>"
     )
     body = f"<tbody>{rows}</tbody><tfoot><tr>{total}</tr></tfoot>"
     return f'<table class="terms"><thead><tr>{heads}</tr></thead>{body}</table>'

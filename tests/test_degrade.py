@@ -1,5 +1,7 @@
 """Wear on the fly: same seed, same picture; positions follow; and the normal form undoes it."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -165,11 +167,19 @@ def off_centre(img, points):
     return np.array(found)
 
 
-@pytest.mark.parametrize("preset", ["scan", "photo"])
+FLAT_PHOTO = replace(PRESETS["photo"], perspective=(0.0, 0.0, 0.0), curl=(0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("preset", "level"), [("scan", 0.3), (FLAT_PHOTO, 0.3), ("photo", np.inf)], ids=["scan", "flat photo", "photo"]
+)
 @pytest.mark.parametrize("kind", ["voice", "piano"])
-def test_normal_form_undoes_the_wear(kind, preset):
-    "8 px within 3 %, level within .3 degrees (1 where pages bend), and noteheads within 2 px, in 95 of 100 pictures."
-    img, level = draw(kind), {"scan": 0.3, "photo": 1.0}[preset]
+def test_normal_form_undoes_the_wear(kind, preset, level):
+    """8 px within 3 %, level within .3 degrees, and noteheads within 2 px, in 95 of 100 pictures.
+
+    A page in perspective and curled has no one tilt: there the noteheads alone say whether it was undone.
+    """
+    img = draw(kind)
     before, good, placed = heads(img, SPACE), 0, 0
     for seed in range(100):
         worn = degrade(img, rng(seed), preset)

@@ -20,8 +20,8 @@ from vitomr.notation.engrave import engrave
 from vitomr.notation.lmx import linearise
 from vitomr.notation.metrics import micro_rate, token_distance
 from vitomr.notation.score import ScoreError, mxl_bytes, parts, read_score, root_of
-from vitomr.page.staves import NoStaffError
-from vitomr.transcribe import PACKAGED, SUFFIXES, PictureError, Transcriber, open_picture, read_truth
+from vitomr.page.staves import NoStaffError, PictureError, open_picture
+from vitomr.transcribe import PACKAGED, SUFFIXES, Transcriber, read_truth
 
 ROOT = Path(__file__).resolve().parents[1]
 SCAN = ROOT / "examples" / "bach-invention-1-scan-1.png"

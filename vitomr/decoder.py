@@ -182,7 +182,7 @@ def gaze_loss(
         [F.cross_entropy(rearrange(m, "b t l -> (b t) l"), patch.flatten(), ignore_index=-1) for m in maps]
     ).mean()
 
-
+# %% ../nbs/01_decoder.ipynb #203c4c8d
 @dataclass(frozen=True)
 class Losses:
     "Weights of the three losses."
@@ -282,7 +282,7 @@ TRAINING = {
     ),
 }
 
-
+# %% ../nbs/01_decoder.ipynb #2011c696
 def train(
     cfg: TrainConfig,
     shards: str | Path,  # folder that `vitomr data build` wrote
@@ -316,7 +316,7 @@ def train(
     model.load_state_dict(ema.shadow)
     return model.eval()
 
-
+# %% ../nbs/01_decoder.ipynb #5087bf21
 def export_run(
     run_dir: str | Path,  # a run folder with a checkpoint
     folder: str | Path,  # for the weights

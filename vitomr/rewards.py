@@ -277,7 +277,7 @@ class Preset:
         if unknown := (set(self.weights) | set(self.options)) - set(TERMS):
             raise ValueError(f"unknown reward terms {sorted(unknown)}; choose from {', '.join(TERMS)}")
 
-
+# %% ../nbs/02_rewards.ipynb #11b6f81c
 PRESETS = {
     "notes": Preset({"TED": 0.35, "WF": 0.10, "F1": 0.25, "REP": -0.15, "LEN": -0.02}),
     "acai-code": Preset(

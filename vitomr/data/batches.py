@@ -108,7 +108,7 @@ def _with_bars(
             following = of_token[t]
     return out
 
-
+# %% ../../nbs/data/batches.ipynb #4d49a762
 def collate(
     samples: Sequence[Sample],
     imgs: Sequence[np.ndarray],  # of `prepare`
@@ -148,7 +148,7 @@ class BatchPlan:
     window: int = 6  # a batch is a sixth of the neighbours in size it is drawn from
     max_batch: int = 96
 
-
+# %% ../../nbs/data/batches.ipynb #9cc298b9
 class Batches(torch.utils.data.Dataset):
     "Item n is the batch of step n."
 
@@ -201,7 +201,7 @@ class Batches(torch.utils.data.Dataset):
         ]
         return collate(samples, [r[0] for r in ready], [r[1] for r in ready])
 
-
+# %% ../../nbs/data/batches.ipynb #e6e2f627
 def loader(
     batches: Batches,
     start: int = 0,  # first step

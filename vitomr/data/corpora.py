@@ -133,7 +133,7 @@ def _music21_songs() -> list[Song]:
         for name, p in sorted(kept.items())
     ]
 
-
+# %% ../../nbs/data/corpora.ipynb #e9c274d3
 def open_corpus(
     source: str | Path,  # "music21", a zip of MusicXML files, or a folder of them
     *,

@@ -55,7 +55,7 @@ ARCHIVES: dict[str, Archive] = {
     "openscore-lieder": Archive(f"https://github.com/OpenScore/Lieder/archive/{_LIEDER}.zip", 192),
 }  # fmt: skip
 
-
+# %% ../../nbs/data/download.ipynb #83d1db91
 def listing() -> str:
     "What `vitomr data list` prints: every known dataset, and whether it can be downloaded."
     lines = []
@@ -88,7 +88,7 @@ def _mark(response: http.client.HTTPResponse) -> str:
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
 
-
+# %% ../../nbs/data/download.ipynb #9a1a5afd
 def _fetch_once(url: str, part: Path, size: int | None, progress: Callable[[int, int | None], None] | None) -> bool:
     "Append what comes; True when all of it is there."
     memo = part.with_name(part.name + ".mark")
@@ -128,7 +128,7 @@ def _verify(part: Path, size: int | None, sha256: str | None, url: str) -> None:
         _drop(part)
         raise DownloadError(f"{url} gave another file than expected ({told}); it was deleted; see vitomr data list")
 
-
+# %% ../../nbs/data/download.ipynb #76ce338d
 def fetch(
     url: str,
     path: str | Path,  # where the file goes; what has come so far is kept in path.part

@@ -45,7 +45,7 @@ class Sample:
     start: int  # first bar, counted from 0
     n_measures: int
 
-
+# %% ../../nbs/data/synthesis.ipynb #0a567534
 def random_layout(
     rng: np.random.Generator,
 ) -> dict:  # keyword arguments of `engrave`
@@ -141,7 +141,7 @@ class Mix:
 
 AS_WRITTEN = Mix(transposed=0, rare=0, mixed=0, marked=0, timed=0, named=0, reduced=0, neighbour=0)
 
-
+# %% ../../nbs/data/synthesis.ipynb #eda79e17
 @dataclass
 class _Material:
     "The parts of a song, and what is known of their bars."
@@ -207,7 +207,7 @@ def _with_neighbours(sample: Sample, others: list[np.ndarray], rng: np.random.Ge
                 sample = replace(sample, img=img, heads=sample.heads + np.array([0, down], np.float32))
     return sample
 
-
+# %% ../../nbs/data/synthesis.ipynb #d55625bf
 _PITCH_IDS = np.array([i for t, i in TOKEN_ID.items() if len(t) == 2 and t[0] in "ABCDEFG" and t[1].isdigit()])
 
 
@@ -275,7 +275,7 @@ def write_shard(
     np.save(f"{path}.index.tmp.npy", index)
     Path(f"{path}.index.tmp.npy").replace(f"{path}.index.npy")
 
-
+# %% ../../nbs/data/synthesis.ipynb #163ba786
 class Shards:
     "A folder of shards as one sequence of samples, memory-mapped."
 
@@ -351,7 +351,7 @@ def make_shard(job: BuildJob, k: int, size: int, out: Path) -> int:
         f"{job.source} gave {len(samples)} of the {size} samples of shard {k}; it holds too little that LMX can say"
     )
 
-
+# %% ../../nbs/data/synthesis.ipynb #4e3875e6
 def build(
     source: str | Path,  # see `open_corpus`
     out: str | Path,  # folder for the shards; what is there already is kept
@@ -389,7 +389,7 @@ def build(
 def _make_shard(args) -> int:
     return make_shard(*args)
 
-
+# %% ../../nbs/data/synthesis.ipynb #467034de
 def _is_done(out: Path, k: int, size: int) -> bool:
     index = Path(out, f"{k:05d}.index.npy")
     return index.exists() and len(np.load(index)) >= size

@@ -57,7 +57,7 @@ def _transpose_note(note: ET.Element, fifths: int, steps: int) -> None:
             raise ScoreError(f"the accidental {sign.text} before a note of alteration {alter}")
         sign.text = ACCIDENTALS[new]
 
-
+# %% ../../nbs/data/vary.ipynb #6c69b25f
 def transpose(
     part: ET.Element,  # <part>, left as it is
     fifths: int,  # 1: up a fifth or down a fourth, whichever is nearer
@@ -105,7 +105,7 @@ def ledger_lines(
             most = max(most, (height - 8) // 2, -height // 2)
     return most
 
-
+# %% ../../nbs/data/vary.ipynb #780407b3
 def in_random_key(
     part: ET.Element,  # an excerpt, left as it is
     rng: np.random.Generator,
@@ -225,7 +225,7 @@ def add_marks(
             inside = _put(note, "notations")
             ET.SubElement(ET.SubElement(inside, box) if box else inside, name, attributes).text = text
 
-
+# %% ../../nbs/data/vary.ipynb #50cc4c02
 def show_time(
     part: ET.Element,  # an excerpt, changed in place
     state: dict,  # `header_states` of its first bar
@@ -261,7 +261,7 @@ def _rhythm(notes: list[ET.Element]) -> list[tuple]:
     said = ("rest", "grace", "duration", "type", "time-modification")
     return [(tuple(n.findtext(t) for t in said), n.find("rest") is None, len(n.findall("dot"))) for n in notes]
 
-
+# %% ../../nbs/data/vary.ipynb #6597a209
 def _as_chords(upper: list[ET.Element], lower: list[ET.Element], middle: int) -> list[ET.Element] | None:
     "Two lines as one line of chords, or None when they do not move together."
     if _rhythm(upper) != _rhythm(lower) or any(n.find("chord") is not None for n in upper + lower):
@@ -301,7 +301,7 @@ def _hand(lines: list[list[ET.Element]], staff: int, with_chords: bool) -> list[
                 _put(note, "stem", ("up", "down")[i])
     return lines
 
-
+# %% ../../nbs/data/vary.ipynb #5edae01a
 def _open_piano(head: ET.Element, n_divisions: int) -> None:
     "Two staves, G and F clef, in the attributes of the first bar."
     head.find("divisions").text = str(n_divisions)
@@ -312,7 +312,7 @@ def _open_piano(head: ET.Element, n_divisions: int) -> None:
         clef = ET.SubElement(head, "clef", {"number": number})
         ET.SubElement(clef, "sign").text, ET.SubElement(clef, "line").text = sign, line
 
-
+# %% ../../nbs/data/vary.ipynb #2ece3c31
 def piano_reduction(
     voices: Sequence[ET.Element],  # three or four excerpts of the same bars, one staff each, highest first; used up
     rng: np.random.Generator,
@@ -361,7 +361,7 @@ def _strip(other: np.ndarray, height: int, width: int, is_above: bool, rng: np.r
     at = int(rng.integers(piece.shape[1] - width + 1))
     return piece[:, at : at + width]
 
-
+# %% ../../nbs/data/vary.ipynb #5778e38e
 def add_neighbour(
     img: np.ndarray,  # uint8 (H, W), white 255
     other: np.ndarray,  # another such picture

@@ -92,7 +92,7 @@ class Sampler:
         cdf = logp.double().exp().cumsum(-1)
         return (cdf < (u.double() * cdf[:, -1])[:, None]).sum(-1)
 
-
+# %% ../../nbs/nn/decoding.ipynb #8cc1ef7d
 def without_control(
     logits: torch.Tensor,  # (…, V)
 ) -> torch.Tensor:
@@ -156,7 +156,7 @@ class Session:
         if self.cache is not None:
             self.cache = [tuple(c.index_select(0, rows) for c in layer) for layer in self.cache]
 
-
+# %% ../../nbs/nn/decoding.ipynb #850c59a4
 def _longer(cache: torch.Tensor, n: int) -> torch.Tensor:  # (R, heads, T, d) → (R, heads, T + n, d)
     return torch.cat([cache, cache.new_zeros(*cache.shape[:2], n, cache.shape[3])], 2)
 
@@ -181,7 +181,7 @@ def _fewer(ended: torch.Tensor, copies: int) -> tuple[torch.Tensor, int] | None:
     kept = active[pictures].int().argsort(dim=1, descending=True, stable=True)[:, :most].sort(1).values
     return (pictures[:, None] * copies + kept).flatten(), most
 
-
+# %% ../../nbs/nn/decoding.ipynb #f77ced8b
 @torch.no_grad()
 def stream(
     model: Writer,
@@ -226,7 +226,7 @@ def stream(
             if rules is not None:
                 rules.select(fewer[0].cpu().numpy())
 
-
+# %% ../../nbs/nn/decoding.ipynb #7040f778
 def write(model: Writer, img: torch.Tensor, mask: torch.Tensor, sampler: Sampler = Sampler(0.0), **options) -> Decoded:
     "What `stream` writes, as a whole; its options are those of `stream`."
     return Decoded(*(torch.stack(c, 1) for c in zip(*stream(model, img, mask, sampler, **options), strict=True)))
@@ -263,7 +263,7 @@ class _Best:
     tokens: tuple[int, ...] = ()
     logp: float = 0.0
 
-
+# %% ../../nbs/nn/decoding.ipynb #2866a46f
 @torch.no_grad()
 def beam(
     model: Writer,
@@ -303,7 +303,7 @@ def beam(
         total, numbers = total[keep], [numbers[i] for i in going]
     return [(list(b.tokens), b.logp) for b in best]
 
-
+# %% ../../nbs/nn/decoding.ipynb #896da7a2
 def _sort_out(session, best, numbers, ranked, beams, tokens, width, alpha, *, last):
     "Keep what ended among the first `width` candidates; go on with the `width` likeliest that did not."
     t = session.written.shape[1]  # tokens of a candidate, <eos> counted

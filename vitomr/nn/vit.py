@@ -31,7 +31,7 @@ class ResidualConv(nn.Module):
     ) -> torch.Tensor:
         return x + self.conv2(F.relu(self.conv1(x)) * mask) * mask
 
-
+# %% ../../nbs/nn/vit.ipynb #44c3fe93
 class ConvStem(nn.Module):
     "Pixels to one feature vector per 16 x 16 patch."
 

@@ -57,7 +57,7 @@ def _toolkit() -> verovio.toolkit:
         _of_thread.toolkit = verovio.toolkit()
     return _of_thread.toolkit
 
-
+# %% ../../nbs/notation/engrave.ipynb #72725773
 def render_svg(
     score: ET.Element | str,  # <score-partwise>, <part>, or MusicXML text
     *,
@@ -104,7 +104,7 @@ MAX_SIDE = 20_000  # px of a drawn picture
 def _folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="vitomr-fonts-")
 
-
+# %% ../../nbs/notation/engrave.ipynb #2583274d
 @cache
 def music_font(
     font: str,  # one of FONTS

@@ -187,7 +187,7 @@ def _sum(s) -> int:
             return -1
     return x if x > 0 else -1
 
-
+# %% ../../nbs/notation/grammar.ipynb #b83720aa
 @_jit
 def _adds_up(s, x: int) -> int:
     "0: a bar of this sum may not end, 1: only as the last bar, 2: it may."
@@ -278,7 +278,7 @@ def _note_time(s) -> int:
     "Twice the onset, plus one unless it is a grace note: grace notes come first."
     return 2 * (s.last if s.chord else s.onset) + (not s.grace)
 
-
+# %% ../../nbs/notation/grammar.ipynb #fa3360ee
 @_jit
 def _add_tie(s, is_stop: bool) -> None:
     i, length = s.n_ties, 0 if s.grace else _ticks(s.root, s.ratio, s.dots)
@@ -317,7 +317,7 @@ def _commit_note(s) -> None:
         s.far = max(s.far, s.last + length)
         s.note_root, s.note_ratio, s.note_dots, s.note_grace = s.root, s.ratio, s.dots, s.grace
 
-
+# %% ../../nbs/notation/grammar.ipynb #34d10332
 @_jit
 def _start_bar(s) -> None:
     "Close the bar before, if there is one, and set the clock to zero."
@@ -452,7 +452,7 @@ def _may_end(s) -> bool:
         return s.ratio == s.note_ratio and s.dots == s.note_dots
     return _has_time(s, _ticks(s.root, s.ratio, s.dots))
 
-
+# %% ../../nbs/notation/grammar.ipynb #5cad71de
 @_jit
 def _mask_root(s, out) -> None:
     "A voice, and the note types that fit."
@@ -504,7 +504,7 @@ def _mask_tremolo(s, out) -> bool:  # must this note end one?
         out[_FIRST[_TRILL]] = False
     return ends_one
 
-
+# %% ../../nbs/notation/grammar.ipynb #ff1fe3dc
 @_jit
 def _mask_suffixes(s, out) -> bool:  # may the note end here?
     "What may follow inside a note."
@@ -567,7 +567,7 @@ def _mask_item(t, out) -> None:
         out[_FIRST[_REST]] = out[_FIRST[_FORWARD]] = True
     out[_FIRST[_MEASURE]], out[EOS_ID] = _ending(t)
 
-
+# %% ../../nbs/notation/grammar.ipynb #62e6c561
 @_jit
 def _mask_prefix(s, out) -> None:
     "What may follow print-object:no, grace, grace:slash or chord."
@@ -633,7 +633,7 @@ def _open_tie(s) -> int:
                 return p
     return -1
 
-
+# %% ../../nbs/notation/grammar.ipynb #cf012cc2
 @_jit
 def _way_out_of_item(t) -> int:
     "The next token on the way to the end, after a complete item. Changes `t`."
@@ -685,7 +685,7 @@ def _way_out_of_kind(s, out) -> int:
             return _FIRST[_TYPE] + r
     return _FIRST[_TYPE]
 
-
+# %% ../../nbs/notation/grammar.ipynb #965dbebb
 @_jit
 def _way_out_of_note(s, out) -> int:
     "A suffix that brings the end nearer; -1 for none."
@@ -766,7 +766,7 @@ def _keep_budget(s, scratch, buffer, out) -> None:
             seen = -1 if is_own else c
         out[i] = out[i] and fits
 
-
+# %% ../../nbs/notation/grammar.ipynb #14760092
 @_jit
 def _step(rows, ids, scratch, buffer, masks) -> None:
     "Take a token a row, and renew the masks. A row that takes an illegal token is lost: all is legal after it."

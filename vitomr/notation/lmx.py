@@ -158,7 +158,7 @@ class LmxError:
 
 TICKS = 2**14 * 9 * 5 * 7 * 11 * 13  # a quarter; every note type with its dots and tuplet is a whole number of them
 
-
+# %% ../../nbs/notation/lmx.ipynb #90b2345d
 @dataclass(slots=True)
 class Event:
     "A note, rest, forward, backup, key, time or clef of the repaired sequence, placed in time."
@@ -244,7 +244,7 @@ def _items(tokens: list[tuple[int, str]], errors: list[LmxError]) -> list[_Item]
     errors += [LmxError("dangling-prefix", p, t) for p, t in prefixes]
     return items
 
-
+# %% ../../nbs/notation/lmx.ipynb #1199d853
 def _attribute(item: _Item, errors: list[LmxError]) -> list[str]:
     "A key, time or clef with just the suffixes it may have."
     errors += [LmxError("dangling-prefix", p, t) for p, t in item.prefixes]
@@ -299,7 +299,7 @@ def _prefixes(item: _Item, in_chord: bool, errors: list[LmxError]) -> list[str]:
     order = ("print-object:no", "grace", "grace:slash", "chord", "kind", "voice")
     return [kept[s][1] for s in order if s in kept and s in allowed]
 
-
+# %% ../../nbs/notation/lmx.ipynb #23bdec3a
 def _suffixes(item: _Item, kind: str, errors: list[LmxError]) -> list[str]:
     "The suffixes of a note, single-valued ones once."
     kept: list[str] = []
@@ -725,7 +725,7 @@ def _beams_a_long_note(measure: ET.Element) -> bool:
         n_open[voice] -= beams.count("end")
     return False
 
-
+# %% ../../nbs/notation/lmx.ipynb #afe17c85
 def _drop_unengravable(part: ET.Element) -> None:
     "Beams over long notes and tremolos between two notes that are no pair end the engraver's process: leave them out."
     for measure in part:
@@ -800,7 +800,7 @@ def _with_empty_measures(tokens: list[str], part: ET.Element) -> ET.Element:
         ET.SubElement(part, "measure")
     return part
 
-
+# %% ../../nbs/notation/lmx.ipynb #2badc52a
 def to_musicxml(
     tokens: Sequence[str] | Sequence[int],  # any sequence of tokens or ids
     *,

@@ -48,7 +48,7 @@ def parse_xml(
     except (ET.ParseError, ValueError, LookupError) as e:
         raise ScoreError(f"{name} is not well-formed XML ({e}); export it again as MusicXML") from e
 
-
+# %% ../../nbs/notation/score.ipynb #37779269
 def unzip_mxl(
     data: bytes,  # an .mxl archive
     name: str = "the archive",
@@ -110,7 +110,7 @@ def root_of(
         )
     return root
 
-
+# %% ../../nbs/notation/score.ipynb #e0ae0d1b
 def music21_to_xml(
     source,  # a path or a music21 stream
 ) -> ET.Element:
@@ -216,7 +216,7 @@ def _placed(part: ET.Element) -> Iterator[tuple[ET.Element, int, Fraction, Fract
             elif e.tag in ("forward", "backup"):
                 now = onset = max(Fraction(0), now + (length if e.tag == "forward" else -length))
 
-
+# %% ../../nbs/notation/score.ipynb #25e6d9d6
 def _unpaired_ties(part: ET.Element) -> list[tuple[ET.Element, ET.Element]]:
     "Notes and `<tied>` elements without their other end; a stop takes the latest start before it, a bar back at most."
     starts, stops, lost = {}, [], []
@@ -273,7 +273,7 @@ def _drop_octave_lines(part: ET.Element) -> None:
         if direction.find("direction-type") is None:
             measure.remove(direction)
 
-
+# %% ../../nbs/notation/score.ipynb #84b31ac5
 def drop_dangling(
     part: ET.Element,  # an excerpt, changed in place
 ) -> None:
@@ -327,7 +327,7 @@ def cut_excerpt(
         raise ScoreError(f"bars {start}..{start + n_measures} asked for, the part has {n_there}")
     return join_bars(part, range(start, start + n_measures), states=states)
 
-
+# %% ../../nbs/notation/score.ipynb #c9c024dc
 def as_score(
     part: ET.Element,  # <part>
     name: str = "",  # printed before the first staff when not empty

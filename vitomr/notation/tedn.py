@@ -103,7 +103,7 @@ def _number(keys):
         numbers[i] = table[at, 1]
     return numbers, distinct[:n]
 
-
+# %% ../../nbs/notation/tedn.ipynb #ebb30ef2
 @_compile
 def _shape(label, depth):
     "From labels and depths in postorder: leftmost descendants, and equal numbers for equal subtrees."
@@ -286,7 +286,7 @@ def _set_attribute(items, i):
     elif root == _C.CLEF:
         items[i, _C.SIGN], items[i, _C.LINE], items[i, _C.STAFF] = value // 10 + 1, value % 10, staff or 1
 
-
+# %% ../../nbs/notation/tedn.ipynb #f20d8b55
 @_compile
 def _set_note(items, i, in_chord, bar):
     "Keep the columns that a note, rest, forward or backup may have where it stands, and give it its length."
@@ -326,7 +326,7 @@ def _copy_row(source, i, target, n):
     for column in range(len(_C)):
         target[n, column] = source[i, column]
 
-
+# %% ../../nbs/notation/tedn.ipynb #f8bb1898
 @_compile
 def _repair(items):
     "The rows that `analyse` keeps, made legal. Forwards, or backups, in a row become one."
@@ -405,7 +405,7 @@ def _last_accidental(items, i, start, end):
             accidental = max(accidental, items[j, _C.ACCIDENTAL])  # at the same time, the last by name
     return accidental
 
-
+# %% ../../nbs/notation/tedn.ipynb #96d12b2c
 @_compile
 def _alter(items):
     "What each note sounds: as the last accidental says, or the signature, or the note it is tied to."
@@ -559,7 +559,7 @@ def _put(nodes, n, items, i, n_open):
         nodes[n, 0], nodes[n, 1], n = _TAG_MEASURE, 1, n + 1
     return n
 
-
+# %% ../../nbs/notation/tedn.ipynb #92d623b8
 @_compile
 def _write(items):
     "Rows as the nodes of their part in postorder: labels (n,) and depths (n,)."
@@ -684,7 +684,7 @@ def _levenshtein(a, a0, a1, b, b0, b1, row):
             row[y + 1] = min(change, corner + 1, row[y] + 1)
     return row[b1 - b0]
 
-
+# %% ../../nbs/notation/tedn.ipynb #867406fe
 @_compile
 def _costs(pred, gold):
     "(u, v) what changing a label of the prediction into one of the truth saves; (v,) what inserting a label costs."
@@ -722,7 +722,7 @@ def _keyroots(left):
             n += 1
     return roots[:n]
 
-
+# %% ../../nbs/notation/tedn.ipynb #4d251847
 @_compile
 def _saved(pred_label, pred_left, pred_group, gold_label, gold_left, gold_group, match):
     "What the best mapping between two trees saves over removing the one and inserting the other."
@@ -829,7 +829,7 @@ def _ids(tokens: Sequence[str] | Sequence[int] | np.ndarray) -> np.ndarray:
         raise ValueError(f"{given} is no music; give tokens, ids, a <part> or a <score-partwise>") from None
     return np.array([i if -1 < i < len(_TOKENS) else -1 for i in ids], np.int64)
 
-
+# %% ../../nbs/notation/tedn.ipynb #08c79f70
 def prepare(
     music: Music,  # tokens, ids, <part> or <score-partwise> (its first part); a tree is given back
     *,

@@ -183,7 +183,7 @@ def fit(
             break
     return ema
 
-
+# %% ../../nbs/train/loop.ipynb #9c327b90
 def _with_average(model: nn.Module, ema: Ema, evaluate: Callable, step: int) -> dict:
     "Figures of the averaged weights; the model is left as it was."
     mine = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -235,7 +235,7 @@ class _Run:
             self.folder / "checkpoint.pt", {**state, "step": step, "samples": self.samples, "config": self.config}
         )
 
-
+# %% ../../nbs/train/loop.ipynb #ccc64f3e
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
