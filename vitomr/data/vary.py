@@ -16,7 +16,7 @@ from math import lcm
 import cv2
 import numpy as np
 
-from ..notation.score import ScoreError
+from ..notation.score import HEADER_TAGS, ScoreError
 
 # %% ../../nbs/data/vary.ipynb #859acb1f
 FIFTHS, STEPS = "FCGDAEB", "CDEFGAB"
@@ -169,6 +169,13 @@ def _same_line(state: dict) -> tuple:
     return (*said, *clefs)
 
 
+def _lines(states: list[dict]) -> list[tuple]:
+    "`_same_line` of each; most bars change nothing, so their states hold the same elements."
+    said: dict[tuple, tuple] = {}
+    elements = [(*(id(s.get(t)) for t in HEADER_TAGS), *((n, id(c)) for n, c in s["clef"].items())) for s in states]
+    return [said.get(e) or said.setdefault(e, _same_line(s)) for e, s in zip(elements, states, strict=True)]
+
+
 def mixed_bars(
     states: list[dict],  # `header_states` of the part
     rarities: np.ndarray,  # (bars,)
@@ -176,7 +183,7 @@ def mixed_bars(
     rng: np.random.Generator,
 ) -> list[int]:  # for `join_bars`
     "Bars from anywhere in a part that fit one another, rare ones first; fewer when none fits."
-    lines = [_same_line(s) for s in states]
+    lines = _lines(states)
     bars = [rare_start(rarities, 1, rng)]
     while len(bars) < n_measures and bars[-1] + 1 < len(lines):
         fit = np.array([i for i, line in enumerate(lines) if line == lines[bars[-1] + 1] and i not in bars])
