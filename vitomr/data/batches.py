@@ -83,16 +83,10 @@ def prepare(
     return good.img, map_points(bad.move(sample.heads), good.matrix)
 
 # %% ../../nbs/data/batches.ipynb #498ea24f
-_SYMBOL = np.zeros(len(TOKEN_ID), bool)  # tokens that a patch can be asked for
-_SYMBOL[
-    [
-        i
-        for t, i in TOKEN_ID.items()
-        if (len(t) == 2 and t[1].isdigit()) or t in ("rest", "rest:measure", "dot", "grace")
-    ]
-] = True
-_SYMBOL[[TOKEN_ID[t] for t in ("64th", "32nd", "16th", "eighth", "quarter", "half", "whole", "breve")]] = True
-_SYMBOL[[TOKEN_ID[t] for t in ("sharp", "flat", "natural", "double-sharp", "flat-flat")]] = True
+_SYMBOL = np.zeros(len(TOKEN_ID), bool)  # tokens that a patch can be asked for: what is drawn at a note or rest
+_SYMBOL[[i for t, i in TOKEN_ID.items() if (len(t) == 2 and t[1].isdigit()) or t in ("rest", "grace")]] = True
+_SYMBOL[TOKEN_ID["1024th"] :] = True  # types, tuplets, dots, accidentals, beams, ties, slurs, marks
+_SYMBOL[[i for t, i in TOKEN_ID.items() if t.startswith(("stem:", "staff:"))]] = False  # written on change only
 
 
 def _with_bars(
@@ -209,6 +203,7 @@ def loader(
     workers: int = 1,  # processes that prepare batches; 0: this one
 ) -> torch.utils.data.DataLoader:
     "Batches from a step on, prepared ahead in other processes."
+    cv2.setNumThreads(1)  # threads begun here would be missing in a forked process, which then waits for them for ever
     more = {"prefetch_factor": 4, "multiprocessing_context": "fork"} if workers else {}
     return torch.utils.data.DataLoader(
         batches, batch_size=None, sampler=range(start, len(batches)), num_workers=workers, **more
