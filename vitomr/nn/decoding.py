@@ -168,7 +168,7 @@ class Rules(Protocol):
 
     def advance(self, ids) -> None: ...  # int array (R,)
 
-    def select(self, rows) -> None: ...  # int array (R',)
+    def keep(self, rows) -> None: ...  # int array (R',); a row may come twice
 
 
 def _fewer(ended: torch.Tensor, copies: int) -> tuple[torch.Tensor, int] | None:
@@ -224,7 +224,7 @@ def stream(
             session.select(*fewer)
             ended = ended[fewer[0]]
             if rules is not None:
-                rules.select(fewer[0].cpu().numpy())
+                rules.keep(fewer[0].cpu().numpy())
 
 # %% ../../nbs/nn/decoding.ipynb #7040f778
 def write(model: Writer, img: torch.Tensor, mask: torch.Tensor, sampler: Sampler = Sampler(0.0), **options) -> Decoded:
@@ -298,7 +298,7 @@ def beam(
         session.select(chosen, width)
         session.write(rows[1][keep].flatten())
         if rules is not None:
-            rules.select(chosen.cpu().numpy())
+            rules.keep(chosen.cpu().numpy())
             rules.advance(rows[1][keep].flatten().cpu().numpy())
         total, numbers = total[keep], [numbers[i] for i in going]
     return [(list(b.tokens), b.logp) for b in best]
