@@ -1,0 +1,188 @@
+"""Does learning to see first help to read? Symbol error rate against labelled samples seen, arm by arm.
+
+    vitomr train mae --preset tiny --data data/train --out runs/mae
+    python benchmarks/pretraining.py --data data/train --dev data/dev --mae runs/mae
+
+Every arm trains the same reader on the same batches of short excerpts in the same order. They differ in where the
+encoder starts (fresh weights, or an MAE's) and in which helper losses there are:
+
+    scratch, mae                      the next token alone
+    symbols, mae+symbols              and the symbols of each patch
+    symbols+gaze, mae+symbols+gaze    and guided attention: the recipe of the packaged weights
+
+At even intervals the averaged weights read the same dev excerpts, greedily and freely; a reading ends at half as many
+tokens again as the longest truth may have. Every point goes into the JSON file that nbs/00_mae.ipynb draws. Arms run
+one after the other, all of the first seed before the second. It may be stopped at any time: called again with the same
+settings, it goes on where it stood. Without --data it prints what was measured and trains nothing.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vitomr.data.batches import PICTURE_MIX, Batches, BatchPlan, loader, pad_pictures, prepare
+from vitomr.data.synthesis import Shards
+from vitomr.decoder import READERS, Losses, Reader
+from vitomr.mae import load_encoder
+from vitomr.nn.decoding import greedy
+from vitomr.notation.metrics import token_distance
+from vitomr.train.loop import LoopConfig, fit, read_history
+
+ROOT = Path(__file__).resolve().parents[1]
+ARMS = {  # name: starts from the MAE, weights of the helper losses
+    "scratch": (False, Losses(0.0, 0.0)),
+    "mae": (True, Losses(0.0, 0.0)),
+    "symbols": (False, Losses(1.0, 0.0)),
+    "mae+symbols": (True, Losses(1.0, 0.0)),
+    "symbols+gaze": (False, Losses()),
+    "mae+symbols+gaze": (True, Losses()),
+}
+
+
+def n_steps(batches: Batches, samples: int) -> int:
+    "After how many steps that many samples were seen."
+    seen, step = 0, 0
+    while seen < samples:
+        seen, step = seen + len(batches.indices(step)), step + 1
+    return step
+
+
+def dev_set(dev: Shards, args, space: float) -> list[tuple[torch.Tensor, torch.Tensor, list[np.ndarray]]]:
+    "Batches of pictures, masks and true ids: a fixed random choice of excerpts, none longer than those trained on."
+    fits = np.flatnonzero(dev.index["n_tokens"] <= args.tokens)
+    chosen = np.random.default_rng(0).permutation(fits)[: args.dev_count]
+    if not len(chosen):
+        raise ValueError(f"{args.dev} holds no excerpts of up to {args.tokens} tokens")
+    chosen, out = sorted(chosen.tolist(), key=lambda i: int(dev.index["width"][i])), []
+    for at in range(0, len(chosen), 32):
+        samples = [dev[i] for i in chosen[at : at + 32]]
+        imgs = [prepare(s, np.random.default_rng([7, at, j]), "clean", space)[0] for j, s in enumerate(samples)]
+        out.append((*pad_pictures(imgs), [s.ids for s in samples]))
+    return out
+
+
+def symbol_error_rate(model: Reader, batches, most: int) -> float:
+    "Micro-averaged, free-running, greedy."
+    errors = size = 0
+    for img, mask, true in batches:
+        with torch.inference_mode():
+            read = greedy(model, img, mask, max_tokens=most)
+        errors += sum(token_distance(read.ids(b), t.tolist()) for b, t in enumerate(true))
+        size += sum(map(len, true))
+    return errors / size
+
+
+def run(arm: str, seed: int, args, train: Shards, dev: Shards) -> None:
+    "Train one arm, or go on with it."
+    is_pretrained, losses = ARMS[arm]
+    cfg = READERS[args.preset]
+    plan = BatchPlan(budget=args.budget, lengths=((0, args.tokens),), seed=seed)
+    batches = Batches(train, plan, mix=PICTURE_MIX, space=cfg.staff_space)
+    batches.steps = n_steps(batches, args.samples)
+    every = max(1, batches.steps // (args.points * args.log_every)) * args.log_every
+    loop = LoopConfig(
+        steps=batches.steps, lr=args.lr, optimizer="muon", warmup=min(100, batches.steps // 10), ema=0.99,
+        seed=seed, log_every=args.log_every, checkpoint_minutes=3, bf16=not args.fp32,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = Reader(cfg)
+    if is_pretrained:
+        load_encoder(model.encoder, args.mae)
+    held = dev_set(dev, args, cfg.staff_space)
+    about = {"arm": arm, "seed": seed, "losses": vars(losses), "tokens": args.tokens, "samples": args.samples}
+    fit(
+        model, lambda start: loader(batches, start, workers=args.workers), losses, loop, args.runs / f"{arm}-{seed}",
+        about=about,
+        evaluate=lambda m, step: {"ser": symbol_error_rate(m, held, args.tokens * 3 // 2)}, evaluate_every=every,
+        on_log=lambda h: said(arm, seed, h, args),
+    )  # fmt: skip
+
+
+def said(arm: str, seed: int, h: dict, args) -> None:
+    "Tell of a line of the history; a measured point is stored at once."
+    ser = f"  dev SER {h['ser']:.3f}" if "ser" in h else ""
+    print(f"{arm:16} seed {seed}  step {h['step']:5}  samples {h['samples']:6}  ce {h['ce']:.3f}{ser}", flush=True)
+    if ser:
+        store(args)
+
+
+def store(args) -> None:
+    "Write the points of all runs so far."
+    points = []
+    for folder in sorted(args.runs.glob("*-*/")):
+        about = json.loads((folder / "config.json").read_text())
+        keys = ("step", "samples", "ser", "ce")
+        points += [
+            {"arm": about["arm"], "seed": about["seed"], **{k: h[k] for k in keys}}
+            for h in read_history(folder)
+            if "ser" in h
+        ]
+    mae = args.mae / "history.jsonl"
+    settings = {
+        "preset": args.preset, "samples": args.samples, "tokens": args.tokens, "budget": args.budget, "lr": args.lr,
+        "dev_excerpts": args.dev_count,
+        "mae_pictures": read_history(args.mae)[-1]["samples"] if mae.is_file() else None,
+    }  # fmt: skip
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    new = args.out.with_suffix(".new")
+    new.write_text(json.dumps({"settings": settings, "points": points}, indent=1) + "\n")
+    new.replace(args.out)
+
+
+def show(path: Path) -> None:
+    "The last point of each run, an arm a line."
+    if not path.is_file():
+        print(f"nothing measured yet; for how to, see: python {Path(__file__).relative_to(ROOT)} --help")
+        return
+    stored = json.loads(path.read_text())
+    print(json.dumps(stored["settings"]))
+    for arm in ARMS:
+        last = {p["seed"]: p for p in stored["points"] if p["arm"] == arm}  # points come in order
+        print(f"{arm:18}", "  ".join(f"{100 * p['ser']:5.1f} % at {p['samples']:,}" for p in last.values()) or "-")
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", type=Path, help="a folder of shards to train on")
+    p.add_argument("--dev", type=Path, help="a folder of shards of songs held back")
+    p.add_argument("--mae", type=Path, help="run or weights folder of the MAE")
+    p.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    p.add_argument("--samples", type=int, default=30_000, help="labelled samples an arm sees")
+    p.add_argument("--tokens", type=int, default=120, help="longest excerpt")
+    p.add_argument("--points", type=int, default=8, help="evaluations of an arm")
+    p.add_argument("--dev-count", type=int, default=128, help="dev excerpts")
+    p.add_argument("--preset", default="tiny", choices=list(READERS))
+    p.add_argument("--budget", type=int, default=5000, help="patches and tokens of a batch")
+    p.add_argument("--lr", type=float, default=1.5e-3)
+    p.add_argument("--fp32", action="store_true", help="no bf16")
+    p.add_argument("--workers", type=int, default=1)
+    p.add_argument("--log-every", type=int, default=20, help="steps")
+    p.add_argument("--runs", type=Path, default=Path("runs/pretraining"))
+    p.add_argument("--out", type=Path, default=ROOT / "nbs" / "results" / "mae_ser.json")
+    args = p.parse_args()
+    if not args.data:
+        show(args.out)
+        return 0
+    if not args.dev or (not args.mae and any(ARMS[a][0] for a in args.arms)):
+        p.error("--data needs --dev, and --mae for the arms that start from one")
+    args.mae = args.mae or Path()
+    try:
+        train, dev = Shards(args.data), Shards(args.dev)
+        for seed in args.seeds:
+            for arm in args.arms:
+                run(arm, seed, args, train, dev)
+        store(args)
+    except (ValueError, OSError) as e:
+        print(f"{Path(__file__).name}: {str(e).splitlines()[0]}", file=sys.stderr)
+        return 2
+    show(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
