@@ -5,12 +5,15 @@ of the same size, and vitomr. Batches of 1, 8 and 64 pictures of one size; nobod
 
 Hugging Face's model is a BART of the reader's width, depth and vocabulary, with as many source positions as the
 pictures have patches (its weights are random: what it writes is not music). The pictures are encoded beforehand.
-The last column is the share of the memory-bandwidth limit: the bytes that a step must read (decoder weights, the
-pictures' keys and values, the tokens' own) over the bandwidth of a large sum, measured in the same run.
+The last column is the share of the machine's limit: the longer of the time to read what a step must read (decoder
+weights, the pictures' keys and values, the tokens' own) at the bandwidth of a large sum, and the time to multiply what
+it must multiply at the rate of a large float32 product, both measured in the same run with the same threads.
+The line int8 is the same reader with its weights in eight bits, reading the same pictures.
 Hugging Face's line needs a package that the project does not: pip install transformers
 """
 
 import argparse
+import copy
 import time
 
 import numpy as np
@@ -18,6 +21,7 @@ import torch
 
 from vitomr.data.batches import PATCH
 from vitomr.nn.decoding import greedy
+from vitomr.nn.kernels import quantise
 from vitomr.notation.lmx import EOS_ID
 from vitomr.transcribe import Transcriber
 
@@ -51,11 +55,24 @@ def bandwidth() -> float:
     return 5 * 4 * len(x) / (time.perf_counter() - start)
 
 
-def step_bytes(model, batch: int, length: float) -> float:
-    "What one step reads: decoder weights once, and per row the keys and values of its picture and of its own tokens."
-    weights = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(("encoder", "symbol", "embed")))
-    cfg = model.cfg
-    return 4 * (weights + batch * 2 * cfg.d_decoder * cfg.decoder_layers * (H * W + length))
+def arithmetic() -> float:
+    "Multiplications and additions a second of a large float32 product."
+    a, b = torch.randn(2, 1024, 1024)
+    a @ b
+    start = time.perf_counter()
+    for _ in range(5):
+        a @ b
+    return 5 * 2 * 1024**3 / (time.perf_counter() - start)
+
+
+def limit(model, batch: int, length: float, read: float, multiply: float, width: int = 4) -> float:
+    "Tokens a second that memory and arithmetic allow; width is the bytes of a weight."
+    outside = ("encoder", "symbol", "embed")
+    named = [(n, p.numel()) for n, p in model.named_parameters() if not n.startswith(outside)]
+    weights = sum(n for name, n in named if "cross_attention.kv" not in name)  # the picture's keys are there already
+    kept = batch * 2 * model.cfg.d_decoder * model.cfg.decoder_layers * (H * W + length)  # keys and values, read once
+    bytes_read, operations = width * weights + 4 * kept, 2 * (batch * weights + kept)
+    return batch / max(bytes_read / read, operations / multiply)
 
 
 def seconds(f, repeats: int) -> float:
@@ -80,17 +97,19 @@ def main() -> None:
     model = Transcriber.from_pretrained(device="cpu").model
     model.head.bias[EOS_ID] = -1e9  # nobody ends
     other = hugging_face(model.cfg, model.cfg.vocabulary_size)
-    per_second = bandwidth()
+    small = quantise(copy.deepcopy(model))
+    rates = bandwidth(), arithmetic()
     sizes = [f"{sum(p.numel() for p in m.parameters()) / 1e6:.1f} M" if m else "not installed" for m in (model, other)]
     print(f"vitomr {sizes[0]} parameters, Hugging Face {sizes[1]}; {args.threads} thread(s), "
-          f"{H * W} patches, {args.tokens} tokens a row, {per_second / 1e9:.1f} GB/s")  # fmt: skip
-    print(f"{'batch':>5} {'':14} {'tokens/s':>9} {'vitomr is':>10} {'of the bandwidth limit':>23}")
+          f"{H * W} patches, {args.tokens} tokens a row, "
+          f"{rates[0] / 1e9:.1f} GB/s, {rates[1] / 1e9:.0f} GFLOP/s")  # fmt: skip
+    print(f"{'batch':>5} {'':14} {'tokens/s':>9} {'vitomr is':>10} {'of the limit':>13}")
     for b in args.batches:
-        compare(model, other, b, args.tokens, args.repeats, per_second)
+        compare(model, small, other, b, args.tokens, args.repeats, rates)
 
 
-def compare(model, other, b: int, n: int, repeats: int, per_second: float) -> None:
-    "Print the three lines of one batch size."
+def compare(model, small, other, b: int, n: int, repeats: int, rates: tuple[float, float]) -> None:
+    "Print the lines of one batch size."
     img = torch.randint(0, 256, (b, 1, H * PATCH, W * PATCH), dtype=torch.uint8)
     mask = torch.ones(b, H, W, dtype=torch.bool)
     memory = model.encode(img, mask)
@@ -100,14 +119,16 @@ def compare(model, other, b: int, n: int, repeats: int, per_second: float) -> No
         states = other.get_encoder()(source)
         settings = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": False, "num_beams": 1}
         ways["Hugging Face"] = lambda: other.generate(source, encoder_outputs=states, **settings)
+    own = small.encode(img, mask)
     ways["vitomr"] = lambda: greedy(model, img, mask, max_tokens=n, memory=memory)
+    ways["vitomr, int8"] = lambda: greedy(small, img, mask, max_tokens=n, memory=own)
     if b * n > 2000:
         del ways["without cache"]  # minutes
     took = {name: seconds(way, 1 if name == "without cache" else repeats) for name, way in ways.items()}
-    limit = per_second / step_bytes(model, b, n / 2) * b
+    best = {"vitomr": limit(model, b, n / 2, *rates), "vitomr, int8": limit(model, b, n / 2, *rates, width=1)}
     for name, t in took.items():
-        share = f"{100 * b * n / t / limit:.0f} %" if name == "vitomr" else ""
-        print(f"{b:>5} {name:14} {b * n / t:9.0f} {t / took['vitomr']:9.1f}x {share:>23}", flush=True)
+        share = f"{100 * b * n / t / best[name]:.0f} %" if name in best else ""
+        print(f"{b:>5} {name:14} {b * n / t:9.0f} {t / took['vitomr']:9.2f}x {share:>13}", flush=True)
 
 
 if __name__ == "__main__":
