@@ -25,7 +25,7 @@ LAYERS = (
     "mae decoder",
     "rewards",
     "grpo",
-    "evaluate transcribe audio tasks",
+    "evaluate transcribe audio tasks insight views",
     "cli",
 )
 RANK = {room: i for i, row in enumerate(LAYERS) for room in row.split()}

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 
@@ -25,11 +26,15 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="vitomr", description="Read pictures of printed music into MusicXML.")
     commands = p.add_subparsers(required=True, metavar="command")
 
-    t = commands.add_parser("transcribe", help="a picture of one line of music to a score")
-    t.add_argument("picture", type=Path)
+    t = commands.add_parser("transcribe", help="pictures, photos and PDFs of printed music to scores")
+    t.add_argument("source", type=Path, nargs="+", help="a picture, a PDF, or a folder of them; several of each")
     t.add_argument(
-        "-o", "--out", type=Path, required=True, help="what to write: .musicxml, .mxl, .mid, .lmx or .svg by its suffix"
-    )
+        "-o", "--out", type=Path, required=True,
+        help="a folder; or, for one file, what to write: .musicxml, .mxl, .mid, .lmx or .svg by its suffix",
+    )  # fmt: skip
+    t.add_argument("--format", help="what to write into the folder, as in musicxml,mid; musicxml when left out")
+    t.add_argument("--pages", help="of each PDF, as in 1-3,7; all when left out")
+    t.add_argument("--jobs", type=int, default=1, help="files read at the same time, a process each")
     t.add_argument("--weights", help="a weights folder or hub id; the packaged ones when left out")
     t.set_defaults(run=transcribe)
 
@@ -41,6 +46,10 @@ def parser() -> argparse.ArgumentParser:
     b.add_argument("--split", default="train", choices=("train", "dev", "test"))
     b.add_argument("--seed", type=int, default=0)
     b.add_argument("--jobs", type=int, default=1, help="processes")
+    b.add_argument("--mix", choices=("broad", "as-written"), help="broad: other keys, rare bars, reductions, neighbours;"
+                   " as-written: none of it; by the split when left out")  # fmt: skip
+    b.add_argument("--piano", type=float, metavar="SHARE", help="of excerpts with two staves; 0.667 when left out")
+    b.add_argument("--engraver", default="verovio", help="verovio, or musescore or lilypond where installed")
     b.set_defaults(run=data_build)
 
     d.add_parser("list", help="the datasets that are known, and where to get them").set_defaults(run=data_list)
@@ -64,14 +73,27 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--url", help="another address of the same archive")
     g.set_defaults(run=data_download)
 
-    r = commands.add_parser("train", help="train a reader; goes on where it stopped")
+    r = commands.add_parser("train", help="train a model of a chapter; goes on where it stopped")
+    r.add_argument("chapter", nargs="?", default="decoder", help="decoder (a reader, when left out), mae or grpo")
     r.add_argument("--preset", default="tiny", help="smoke, tiny or base")
-    r.add_argument("--data", type=Path, required=True, help="a folder of shards")
+    r.add_argument(
+        "--data", type=Path, required=True, action="append",
+        help="a folder of shards; for mae also folders of pictures, and several: --data A --data B",
+    )  # fmt: skip
     r.add_argument("--out", type=Path, required=True, help="the run folder")
     r.add_argument("--steps", type=int, help="updates, instead of the preset's")
     r.add_argument("--lr", type=float, help="peak learning rate, instead of the preset's")
     r.add_argument("--seed", type=int, help="of order, pictures and fresh weights, instead of the preset's")
     r.add_argument("--init", type=Path, help="a weights folder to start from")
+    r.add_argument("--encoder", type=Path, help="decoder: pretrained weights of the encoder alone, as mae writes them")
+    r.add_argument("--tuned", type=int, help="decoder: upper encoder layers that learn, 0 for none; all when left out")
+    r.add_argument("--layer-decay", type=float, help="decoder: learning rate of an encoder layer, share of the next one's")
+    r.add_argument("--accumulate", type=int, help="decoder: batches of one update")
+    r.add_argument("--scheduled", action="store_true", help="decoder: feed the reader its own tokens, more and more")
+    r.add_argument("--dev", type=Path, help="decoder: a folder of shards to read now and then")
+    r.add_argument("--patience", type=int, help="decoder: looks at --dev without a better one until the run ends")
+    r.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of grpo, several times")
+    r.add_argument("--tracker", help="grpo: trackio or wandb, besides history.jsonl")
     r.set_defaults(run=train)
 
     x = commands.add_parser("export", help="the averaged weights of a run, finished or not")
@@ -79,39 +101,117 @@ def parser() -> argparse.ArgumentParser:
     x.add_argument("--out", type=Path, required=True, help="a weights folder")
     x.set_defaults(run=export)
 
-    e = commands.add_parser("evaluate", help="symbol error rate of a reader")
-    e.add_argument("--data", type=Path, required=True, help="a folder of shards, or of NAME.png with NAME.lmx")
+    e = commands.add_parser("evaluate", help="how well a reader reads: the field's figures with their intervals")
+    e.add_argument("--data", required=True, help="a dataset, see vitomr data list; or readings that --json wrote")
+    e.add_argument("--layout", help="its layout, where the folder does not show it")
+    e.add_argument("--split", help="train, dev or test; all when left out")
     e.add_argument("--weights", help="a weights folder or hub id; the packaged ones when left out")
     e.add_argument("--bars", default="3-5", help="lengths of the excerpts, as in 3-5 (shards only)")
-    e.add_argument("--limit", type=int, default=200, help="excerpts of each kind at most (shards only)")
-    e.add_argument("--degradation", default="clean", help="clean, light, scan or photo (shards only)")
+    e.add_argument("--limit", type=int, help="pieces at most; 200 of each kind for shards, else all, when left out")
+    e.add_argument("--degradation", default="clean", help="a preset, or several as in clean,scan,photo (shards)")
+    e.add_argument("--beam", type=int, default=1, help="width of a beam search")
+    e.add_argument("--temperature", type=float, default=0.0, help="draw tokens at this temperature")
+    e.add_argument("--seed", type=int, default=0, help="of the draws")
+    e.add_argument("--grammar", default="none", help="none; shape: legal tokens only; time: bars add up, too")
+    e.add_argument("--max-tokens", type=int, default=1024, help="of one reading")
+    e.add_argument("--figures", help="as in SER,TEDn; all when left out")
+    e.add_argument("--markdown", action="store_true", help="the table as Markdown")
     e.add_argument("--json", type=Path, help="also write every reading here")
+    e.add_argument("--plots", type=Path, help="a folder for plots of the errors")
     e.set_defaults(run=evaluate)
     return p
 
 
-def transcribe(args) -> None:
+def transcribe(args) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one token at a time gains nothing from threads
-    from vitomr.transcribe import SUFFIXES, Transcriber
+    from vitomr.page.documents import files_in
 
-    if args.out.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"cannot write {args.out.name}; its suffix must be one of {', '.join(SUFFIXES)}")
-    reading = Transcriber.from_pretrained(args.weights).transcribe(args.picture)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    reading.save(args.out)
-    mended = reading.analysis.n_minor
-    print(f"{args.out}: {reading.tokens.count('measure')} bars, {len(reading.tokens)} tokens, {mended} mended")
+    if args.jobs < 1:
+        raise ValueError(f"--jobs {args.jobs}: expected 1 or more")
+    is_one = args.format is None and bool(args.out.suffix) and not args.out.is_dir()
+    if is_one and (len(args.source) > 1 or args.source[0].is_dir()):
+        raise ValueError(f"-o {args.out.name} names one file; for several sources give a folder, and --format")
+    formats = _formats([args.out.suffix] if is_one else (args.format or "musicxml").split(","))
+    outs = {}  # file → what it is written to
+    for path in files_in(args.source):
+        names = {o.with_suffix("") for written in outs.values() for o in written}
+        stem = args.out / (path.stem if args.out / path.stem not in names else path.name.replace(".", "-"))
+        outs[path] = [args.out] if is_one else [stem.parent / (stem.name + f) for f in formats]
+    if is_one:
+        print(_transcribe_file(*outs.popitem(), args.weights, args.pages))
+        return 0
+    if args.weights is None or Path(args.weights).is_dir():
+        _reader(args.weights)  # weights that cannot be read end here, not once for each file
+    return _transcribe_all(outs, args)
+
+
+def _formats(names: list[str]) -> list[str]:
+    "Suffixes of what to write. Raises ValueError."
+    from vitomr.transcribe import SUFFIXES
+
+    formats = ["." + name.strip().lstrip(".").lower() for name in names]
+    for f in formats:
+        if f not in SUFFIXES:
+            raise ValueError(f"cannot write {f}; choose from {', '.join(SUFFIXES)}")
+    return list(dict.fromkeys(formats))
+
+
+@cache
+def _reader(weights: str | None):
+    "The reader of this process."
+    from vitomr.transcribe import Transcriber
+
+    return Transcriber.from_pretrained(weights)
+
+
+def _transcribe_file(path: Path, outs: list[Path], weights: str | None, pages: str | None) -> str:
+    "Read one file, write all formats, and say what was found. Raises ValueError or OSError in one line."
+    reading = _reader(weights).transcribe(path, pages=pages)
+    outs[0].parent.mkdir(parents=True, exist_ok=True)
+    for out in outs:
+        reading.save(out)
+    faults = [p.fault for p in reading.pages if p.fault]
+    told = f"{len(reading.pages)} pages, {len(reading.systems)} systems, {reading.n_bars} bars, {reading.n_minor} mended"
+    return f"{', '.join(map(str, outs))}: {told}" + (f"; {len(faults)} pages without music" if faults else "")
+
+
+def _transcribe_all(outs: dict[Path, list[Path]], args) -> int:
+    "Read all files; one that fails is told and passed over. Exit status 1 when any failed."
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    from tqdm import tqdm
+
+    n_failed = 0
+    with (
+        ProcessPoolExecutor(min(args.jobs, len(outs)), mp_context=multiprocessing.get_context("spawn")) as pool,
+        tqdm(total=len(outs), unit="file", mininterval=1, delay=2) as bar,
+    ):
+        jobs = {pool.submit(_transcribe_file, p, o, args.weights, args.pages): p for p, o in outs.items()}
+        for job in as_completed(jobs):
+            try:
+                bar.write(job.result())
+            except Exception as e:  # whatever is wrong with one file, the others are read
+                n_failed += 1
+                said = str(e).splitlines()[0] if str(e) else type(e).__name__
+                is_named = jobs[job].name in said
+                bar.write(f"vitomr: {said if is_named else f'{jobs[job].name}: {said}'}", file=sys.stderr)
+            bar.update()
+    print(f"{len(outs) - n_failed} of {len(outs)} files read" + (f", {n_failed} failed" if n_failed else ""))
+    return int(n_failed > 0)
 
 
 def data_build(args) -> None:
     from tqdm import tqdm
 
-    from vitomr.data.synthesis import build
+    from vitomr.data.synthesis import MIXES, build
 
+    mix = MIXES[args.mix or ("broad" if args.split == "train" else "as-written")]
+    mix = mix if args.piano is None else replace(mix, piano=args.piano)
     with tqdm(total=args.count, unit="excerpt", mininterval=1, delay=0.5) as bar:
         build(
-            args.source, args.out, args.count, split=args.split, seed=args.seed, jobs=args.jobs,
-            progress=lambda done, _: bar.update(done - bar.n),
+            args.source, args.out, args.count, split=args.split, seed=args.seed, jobs=args.jobs, mix=mix,
+            engraver=args.engraver, progress=lambda done, _: bar.update(done - bar.n),
         )  # fmt: skip
     print(f"{args.out}: {args.count} excerpts")
 
@@ -178,38 +278,107 @@ def _progress(items):
 
 
 def train(args) -> None:
+    if args.chapter not in CHAPTERS:
+        raise ValueError(f"unknown chapter {args.chapter!r}; choose from {', '.join(CHAPTERS)}")
+    CHAPTERS[args.chapter](args, on_log=lambda h: print(json.dumps(h), flush=True))
+
+
+def train_decoder(args, on_log) -> None:
     from vitomr.decoder import TRAINING
     from vitomr.decoder import train as fit_reader
 
-    if args.preset not in TRAINING:
-        raise ValueError(f"unknown preset {args.preset!r}; choose from {', '.join(TRAINING)}")
-    cfg = TRAINING[args.preset]
+    if len(args.data) > 1:
+        raise ValueError(f"--data was given {len(args.data)} times; a reader is trained on one folder of shards")
+    cfg = _training(TRAINING, args)
+    given = {k: getattr(args, k) for k in ("accumulate", "layer_decay", "patience")}
+    loop = replace(cfg.loop, **{k: v for k, v in given.items() if v is not None})
+    losses = replace(cfg.losses, scheduled=loop.steps) if args.scheduled else cfg.losses
+    cfg = replace(cfg, loop=loop, losses=losses, tuned=args.tuned)
+    sources = {"init": args.init, "encoder": args.encoder, "dev": args.dev}
+    fit_reader(cfg, args.data[0], args.out, **sources, on_log=on_log)
+
+
+def train_mae(args, on_log) -> None:
+    from vitomr.mae import TRAINING
+    from vitomr.mae import train as fit_mae
+
+    fit_mae(_training(TRAINING, args), args.data, args.out, init=args.init, on_log=on_log)
+
+
+def train_grpo(args, on_log) -> None:
+    from contextlib import nullcontext
+
+    from vitomr.grpo import PRACTICE, tracker, with_settings
+    from vitomr.grpo import train as practise
+
+    if len(args.data) > 1:
+        raise ValueError(f"--data was given {len(args.data)} times; a reader practises on one folder of shards")
+    cfg = with_settings(_training(PRACTICE, args), dict(_setting(s) for s in args.set))
+    with tracker(args.tracker, "vitomr") if args.tracker else nullcontext(lambda line: None) as log:
+        practise(cfg, args.data[0], args.out, init=args.init, on_log=lambda line: (on_log(line), log(line)))
+
+
+CHAPTERS = {"decoder": train_decoder, "mae": train_mae, "grpo": train_grpo}
+
+
+def _setting(text: str) -> tuple:
+    "NAME=VALUE; the value is JSON, or else a word."
+    name, found, value = text.partition("=")
+    if not found:
+        raise ValueError(f"--set {text}: expected NAME=VALUE, as in num_generations=16 or top_k=[50,10]")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _training(presets: dict, args):
+    "A preset with what was given instead."
+    if args.preset not in presets:
+        raise ValueError(f"unknown preset {args.preset!r}; choose from {', '.join(presets)}")
+    cfg = presets[args.preset]
     given = {"steps": args.steps, "lr": args.lr, "seed": args.seed}
-    cfg = replace(cfg, loop=replace(cfg.loop, **{k: v for k, v in given.items() if v is not None}))
-    fit_reader(cfg, args.data, args.out, init=args.init, on_log=lambda h: print(json.dumps(h), flush=True))
+    return replace(cfg, loop=replace(cfg.loop, **{k: v for k, v in given.items() if v is not None}))
 
 
 def export(args) -> None:
-    from vitomr.decoder import export_run
+    from vitomr.mae import export_run, is_mae_run
+
+    if not is_mae_run(args.run_dir):
+        from vitomr.decoder import export_run
 
     model = export_run(args.run_dir, args.out)
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
 
 
 def evaluate(args) -> None:
-    from vitomr.evaluate import read_pairs, report
+    from vitomr.evaluate import FIGURES, Decoding, load_readings, plot_all, read_pairs, report, save_readings
     from vitomr.transcribe import Transcriber
 
-    low, _, high = args.bars.partition("-")
-    if not (low.isdigit() and (high.isdigit() or not high)):
-        raise ValueError(f"--bars {args.bars}: expected a number or a range as in 3-5")
-    bars = range(int(low), int(high or low) + 1)
-    transcriber = Transcriber.from_pretrained(args.weights)
-    readings = list(read_pairs(transcriber, args.data, bars=bars, limit=args.limit, degradation=args.degradation))
+    names = args.figures.split(",") if args.figures else list(FIGURES)
+    if unknown := [n for n in names if n not in FIGURES]:
+        raise ValueError(f"unknown figure {unknown[0]!r}; choose from {', '.join(FIGURES)}")
+    if Path(args.data).suffix.lower() == ".json" and not args.layout:
+        readings = load_readings(args.data)
+    else:
+        how = Decoding(args.beam, args.temperature, grammar=args.grammar, seed=args.seed, max_tokens=args.max_tokens)
+        options = {"layout": args.layout, "split": args.split, "limit": args.limit, "bars": _range(args.bars)}
+        options |= {"degradations": args.degradation.split(","), "how": how}
+        readings = list(_progress(read_pairs(Transcriber.from_pretrained(args.weights), args.data, **options)))
     if args.json:
-        lines = [{"name": r.name, "kind": r.kind, "pred": " ".join(r.pred), "true": " ".join(r.true)} for r in readings]
-        args.json.write_text(json.dumps(lines, indent=1) + "\n")
-    print(report(readings))
+        save_readings(readings, args.json)
+    print(report(readings, names, markdown=args.markdown))
+    if args.plots:
+        args.plots.mkdir(parents=True, exist_ok=True)
+        plot_all(readings).savefig(args.plots / "errors.png", dpi=150)
+        print(args.plots / "errors.png")
+
+
+def _range(text: str) -> range:
+    low, _, high = text.partition("-")
+    if not (low.isdigit() and (high.isdigit() or not high) and int(low) <= int(high or low)):
+        raise ValueError(f"--bars {text}: expected a number or a range as in 3-5")
+    return range(int(low), int(high or low) + 1)
 
 
 if __name__ == "__main__":

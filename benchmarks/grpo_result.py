@@ -1,0 +1,164 @@
+"""What practice is worth: from the same weights, GRPO under two rewards against supervised training of equal compute.
+
+    python benchmarks/grpo_result.py --data data/train --dev data/dev --work runs/grpo_result --steps 600
+
+Arms, for each seed: `vitomr` and `notes` (rewards of preset `tiny`), then `supervised`, which goes on with teacher
+forcing for as many CPU seconds as the `vitomr` arm of its seed took. Each arm is evaluated on the same dev excerpts,
+free-running and greedy, and written to --out as soon as it is done. Killed and started again it goes on, inside an
+arm too.
+Options of GRPO: --set num_generations=16 --set lr=1e-5. Differences from the start are paired, over excerpts.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vitomr.cli import _setting
+from vitomr.data.batches import prepare
+from vitomr.data.synthesis import Shards
+from vitomr.decoder import TRAINING, load_reader
+from vitomr.decoder import train as teach
+from vitomr.evaluate import choose
+from vitomr.grpo import PACKAGED, PRACTICE, read_pictures, train, with_settings
+from vitomr.notation.lmx import decode
+from vitomr.notation.metrics import METRICS, micro_rate
+from vitomr.notation.tedn import tedn
+from vitomr.train.loop import read_history
+from vitomr.train.policy import Picture, ReaderPolicy
+
+
+def tedn_counts(pred, true) -> tuple[int, int]:
+    d = tedn(pred, true)
+    return d.edit_cost, d.gold_cost
+
+
+FIGURES = {
+    "SER": METRICS["SER"],
+    "TEDn": tedn_counts,
+    "note F1": METRICS["note F1, pitch, onset and duration"],
+    "bars that add up": METRICS["bars that add up"],
+}
+PROBE = 12  # supervised steps that tell what one costs
+
+
+def dev_pictures(args) -> list[Picture]:
+    "The same for every arm."
+    shards, low, high = Shards(args.dev), *(int(x) for x in args.bars.split("-"))
+    space, found = load_reader(args.init).cfg.staff_space, []
+    for i in choose(shards, range(low, high + 1), args.limit):
+        s = shards[i]
+        img, _ = prepare(s, np.random.default_rng([7, i]), args.degradation, space)
+        found.append(Picture(img, s.ids.astype(int).tolist(), f"{s.song}:{s.start}+{s.n_measures}"))
+    return found
+
+
+def counts_of(model, pictures: list[Picture], cache: Path) -> dict[str, list[list[float]]]:
+    "Figure → part and whole of each picture; readings are kept in `cache`."
+    if cache.exists():
+        read = [(a.split(), b.split()) for a, b in json.loads(cache.read_text())]
+    else:
+        read = read_pictures(ReaderPolicy(model), pictures)
+        cache.write_text(json.dumps([(" ".join(a), " ".join(b)) for a, b in read], indent=0))
+    if [b for _, b in read] != [decode(p.ids) for p in pictures]:
+        raise SystemExit(f"{cache} holds readings of other excerpts; delete it or use another --work")
+    return {name: [[float(x) for x in figure(a, b)] for a, b in read] for name, figure in FIGURES.items()}
+
+
+def change(mine: list[list[float]], other: list[list[float]], seed: int = 0) -> dict[str, float]:
+    "Relative difference of two rates on the same excerpts, with a paired bootstrap interval."
+    a, b = np.array(mine), np.array(other)
+    draw = np.random.default_rng(seed).integers(len(a), size=(2000, len(a)))
+    rate = lambda x, rows: x[rows, 0].sum(-1) / x[rows, 1].sum(-1)
+    ratios = rate(a, draw) / rate(b, draw) - 1
+    everything = np.arange(len(a))
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return {"value": rate(a, everything) / rate(b, everything) - 1, "low": low, "high": high}
+
+
+def practised(args, reward: str, seed: int, folder: Path) -> tuple[object, float, int]:
+    given = dict(_setting(s) for s in args.set) | {"reward": reward, "seed": seed, "steps": args.steps}
+    cfg = with_settings(PRACTICE["tiny"], given)
+    model = train(cfg, args.data, folder, init=args.init, on_log=lambda h: progress(folder, h, "reward"))
+    return model, sum(h["seconds"]["cpu"] for h in read_history(folder)), args.steps
+
+
+def supervised(args, seed: int, folder: Path, budget: float) -> tuple[object, float, int]:
+    "Teacher forcing for a number of CPU seconds, told from a few steps whose result is thrown away."
+    folder.mkdir(parents=True, exist_ok=True)
+    known = folder / "cost.json"
+
+    def run(steps: int, where: Path):
+        loop = replace(TRAINING["tiny"].loop, steps=steps, lr=args.control_lr, seed=seed, warmup=min(50, steps // 4))
+        cfg = replace(TRAINING["tiny"], reader=load_reader(args.init).cfg, loop=loop, workers=0)
+        return teach(cfg, args.data, where, init=args.init, on_log=lambda h: progress(folder, h, "ce"))
+
+    if not known.exists():
+        start = time.process_time()
+        run(PROBE, folder / "probe")
+        known.write_text(json.dumps((time.process_time() - start) / PROBE))
+    cost = json.loads(known.read_text())
+    steps = max(PROBE, round(budget / cost))
+    return run(steps, folder / "run"), steps * cost, steps
+
+
+def progress(folder: Path, line: dict, key: str) -> None:
+    if line["step"] % 20 == 0:
+        print(f"{folder.name}: step {line['step']}, {key} {line[key]:.3f}", flush=True)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", type=Path, required=True, help="a folder of training shards")
+    p.add_argument("--dev", type=Path, required=True, help="a folder of shards of dev songs")
+    p.add_argument("--work", type=Path, required=True, help="a folder for runs and readings")
+    p.add_argument("--out", type=Path, default=Path("nbs/results/grpo.json"))
+    p.add_argument("--init", type=Path, default=PACKAGED, help="the weights that all arms start from")
+    p.add_argument("--steps", type=int, default=600, help="of practice")
+    p.add_argument("--seeds", default="0,1")
+    p.add_argument("--arms", default="vitomr,notes,supervised")
+    p.add_argument("--bars", default="1-5", help="lengths of dev excerpts")
+    p.add_argument("--limit", type=int, default=150, help="dev excerpts of each kind")
+    p.add_argument("--degradation", default="clean", help="of dev pictures")
+    p.add_argument("--control-lr", type=float, default=2e-4, help="peak learning rate of supervised training")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of GRPO")
+    p.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = p.parse_args()
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    pictures = dev_pictures(args)
+    about = f"{len(pictures)} dev excerpts of {args.bars} bars, {args.degradation}, greedy; {args.steps} steps"
+    results = {"about": about, "settings": args.set, "control_lr": args.control_lr, "arms": {}}
+    counts, cpu = {"start": counts_of(load_reader(args.init), pictures, args.work / "start.json")}, {}
+
+    def keep(arm: str, seconds: float, steps: int) -> None:
+        rates = {k: micro_rate(*zip(*v, strict=True)) for k, v in counts[arm].items()}
+        entry = {"metrics": {k: vars(r) for k, r in rates.items()}, "cpu_seconds": round(seconds), "steps": steps}
+        entry["TEDn_against_start"] = change(counts[arm]["TEDn"], counts["start"]["TEDn"])
+        results["arms"][arm] = entry
+        seed = arm.split()[-1]
+        if control := counts.get(f"supervised {seed}"):
+            for mine in (a for a in counts if a.endswith(f" {seed}") and not a.startswith("supervised")):
+                results["arms"][mine]["TEDn_against_supervised"] = change(counts[mine]["TEDn"], control["TEDn"])
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"{arm:14} " + "  ".join(f"{k} {r}" for k, r in rates.items()), flush=True)
+
+    keep("start", 0, 0)
+    for seed in map(int, args.seeds.split(",")):
+        for kind in args.arms.split(","):
+            arm, folder = f"{kind} {seed}", args.work / f"{kind}-{seed}"
+            if kind == "supervised":
+                model, cpu[arm], steps = supervised(args, seed, folder, cpu[f"vitomr {seed}"])
+            else:
+                model, cpu[arm], steps = practised(args, kind, seed, folder)
+            counts[arm] = counts_of(model, pictures, args.work / f"{kind}-{seed}.json")
+            keep(arm, cpu[arm], steps)
+
+
+if __name__ == "__main__":
+    main()

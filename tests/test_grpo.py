@@ -1,0 +1,812 @@
+"""Practice: numbers by hand, other people's formulas, one gradient however a step is cut, one history."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from vitomr.cli import main
+from vitomr.data.batches import pad_pictures
+from vitomr.data.synthesis import Shards
+from vitomr.decoder import READERS, Reader, load_reader, save_reader
+from vitomr.grpo import (
+    Excerpts,
+    GRPOConfig,
+    MusicReward,
+    ObjectiveSettings,
+    RolloutSettings,
+    Share,
+    Team,
+    advantages,
+    collect,
+    describe_reading,
+    kimi_objective,
+    kl_in_use,
+    micro_batches,
+    n_groups,
+    normalised_sum,
+    objective,
+    packed,
+    practise,
+    read_pictures,
+    shares,
+    surrogate,
+    token_weights,
+    tracker,
+    train,
+    watch,
+    with_settings,
+)
+from vitomr.notation.grammar import Grammar
+from vitomr.notation.lmx import EOS_ID
+from vitomr.rewards import Breakdown
+from vitomr.train.loop import CheckpointError, read_history
+from vitomr.train.objective import full_kl, k1, k2, k3, kl_name, kl_penalty, normalised_entropy
+from vitomr.train.policy import Picture, ReaderPolicy, Sampling, Scored
+from vitomr.train.schedules import Schedule
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Bandit:
+    "Three arms in each of four places, no tokens: what the trainer may know of any policy and no more."
+
+    def __init__(self, seed=0):
+        self.logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+    def get_parameters(self):
+        return {"logits": self.logits}
+
+    def generate_actions(self, states, num_actions_per_state, *, temperature=1.0):
+        p = (self.logits.detach()[list(states)] / temperature).softmax(-1)
+        return torch.multinomial(p, num_actions_per_state, replacement=True).tolist()
+
+    def get_log_probabilities(self, states, actions):
+        logp = self.logits.log_softmax(-1)
+        return torch.stack([logp[s, a] for s, group in zip(states, actions, strict=True) for a in group])
+
+
+def arm_reward(states, actions):
+    return [[float(a == s % 3) + 0.1 * a for a in group] for s, group in zip(states, actions, strict=True)]
+
+
+def settings(**given):
+    base = {
+        "num_generations": 4,
+        "per_device_batch_size": 16,
+        "micro_batch": 4,
+        "rollout_batch": 4,
+        "steps": 12,
+        "lr": 0.1,
+    }
+    return with_settings(GRPOConfig(), base | given)
+
+
+def team(policy, reward=arm_reward, data=lambda step, k: k % 4, **given):
+    return Team(policy, data, reward, settings(**given), Accelerator(cpu=True))
+
+
+# Groups
+
+
+def test_a_wrong_group_size_lists_those_that_are_right():
+    cfg = RolloutSettings(num_generations=5, per_device_batch_size=6)
+    with pytest.raises(ValueError, match=r"2 × 6 = 12 .* groups of 5; num_generations can be 2, 3, 4, 6, 12"):
+        n_groups(cfg, 2)
+    with pytest.raises(ValueError, match="groups of 1"):
+        n_groups(replace(cfg, num_generations=1))
+    assert n_groups(replace(cfg, num_generations=4), 2) == 3
+
+
+def test_processes_share_a_step_without_gap_or_overlap():
+    held = [(s.slot, i) for rank in range(3) for s in shares(8 * rank, 8 * rank + 8, 12) for i in range(s.first, s.end)]
+    assert held == [(slot, i) for slot in range(2) for i in range(12)]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 5, 8, 100, 0])
+def test_packing_keeps_every_reading_and_the_limit(limit):
+    parts = [Share(0, 4, 8), Share(1, 0, 8), Share(2, 0, 8), Share(3, 0, 3)]
+    batches = packed(parts, limit)
+    assert [(s.slot, i) for b in batches for s in b for i in range(s.first, s.end)] == [
+        (s.slot, i) for s in parts for i in range(s.first, s.end)
+    ]
+    assert all(len({len(s) for s in b}) == 1 and sum(map(len, b)) <= (limit or 100) for b in batches)
+
+
+# Advantages
+
+
+def test_advantages_by_hand():
+    r = np.array([[1.0, 3.0], [0.0, 4.0]])
+    std = math.sqrt(2), math.sqrt(8)  # of two numbers, n - 1
+    got = advantages(r, eps=0)
+    np.testing.assert_allclose(got, [[-1 / std[0], 1 / std[0]], [-2 / std[1], 2 / std[1]]])
+    np.testing.assert_allclose(advantages(r, scale="none"), [[-1, 1], [-2, 2]])
+    np.testing.assert_allclose(
+        advantages(r, scale="batch", eps=0), np.array([[-1, 1], [-2, 2]]) / np.std([1, 3, 0, 4], ddof=1)
+    )
+    np.testing.assert_allclose(advantages(r, baseline="leave_one_out", scale="none"), [[-2, 2], [-4, 4]])
+    np.testing.assert_allclose(advantages(r, baseline="greedy", scale="none", greedy=[1, 1]), [[0, 2], [-1, 3]])
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+def test_equal_rewards_have_no_advantage_at_all(baseline, scale):
+    r = np.array([[0.1 + 0.2] * 7, [0.7] * 7, np.arange(7) / 7])  # 0.1 + 0.2 is not its own mean in floating point
+    a = advantages(r, baseline=baseline, scale=scale)
+    assert (a[:2] == 0).all() and abs(a[2].sum()) < 1e-9 and (a[2] != 0).sum() >= 6
+
+
+def test_no_mean_for_same_reward_confirms_what_all_got_right():
+    a = advantages(np.array([[1.0, 1.0], [3.0, 3.0], [-0.5, -0.5], [0.0, 1.0]]), no_mean_for_same_reward=True)
+    np.testing.assert_allclose(a[:3], [[1, 1], [1, 1], [-0.5, -0.5]])
+    assert a[3, 0] < 0 < a[3, 1]
+
+
+def test_normalised_terms_do_not_drown_each_other():
+    raw = {"big": np.array([[0.0, 100.0, 200.0]]), "small": np.array([[0.02, 0.01, 0.0]])}
+    z = normalised_sum(raw, {"big": 1.0, "small": 1.0}, eps=0)
+    np.testing.assert_allclose(z, 0, atol=1e-9)  # opposite orders of equal shape cancel, whatever the scale
+    np.testing.assert_allclose(normalised_sum(raw, {"big": 1.0, "small": -1.0}, eps=0), [[-2, 0, 2]], atol=1e-9)
+
+
+# The objective
+
+
+def ragged(seed=0, n=6, t=5):
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([5, 3, 1, 4, 2, 5])[:n]
+    mask = torch.arange(t) < lengths[:, None]
+    logp = -torch.rand(n, t, generator=g)
+    old = logp + 0.4 * torch.randn(n, t, generator=g)
+    return logp, old, torch.randn(n, generator=g), mask, lengths
+
+
+def test_clipped_objective_by_hand():
+    ratio = torch.tensor([[0.5, 1.0, 1.5], [0.5, 1.0, 1.5]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    j, low, high = surrogate(
+        ratio.log(), torch.zeros(2, 3), torch.tensor([1.0, -2.0]), mask, ObjectiveSettings(epsilon_high=0.3)
+    )
+    torch.testing.assert_close(j[mask], torch.tensor([0.5, 1.0, 1.3, -1.6, -2.0]))
+    assert low.tolist() == [[False] * 3, [True, False, False]] and high.tolist() == [[False, False, True], [False] * 3]
+
+
+def trl(logp, old, adv, mask, loss_type, low, high, constant, level="token"):
+    "The losses as TRL's documentation of GRPOTrainer gives them, row by row in plain numbers."
+    total, tokens, n = 0.0, int(mask.sum()), len(logp)
+    for i in range(n):
+        places = [t for t in range(logp.shape[1]) if mask[i, t]]
+        logs = {t: float(logp[i, t] - old[i, t]) for t in places}
+        if level == "sequence":
+            mean = sum(logs.values()) / len(logs)
+            logs = dict.fromkeys(places, mean)
+        row = 0.0
+        for t in places:
+            rho = math.exp(logs[t])
+            row += -min(rho * float(adv[i]), min(max(rho, 1 - low), 1 + high) * float(adv[i]))
+        total += (
+            row / len(places) / n
+            if loss_type == "grpo"
+            else row / (n * constant)
+            if loss_type == "dr_grpo"
+            else row / tokens
+        )
+    return total
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
+def test_losses_are_the_published_ones(loss_type, level):
+    logp, old, adv, mask, lengths = ragged()
+    cfg = ObjectiveSettings(epsilon_low=0.2, epsilon_high=0.28, importance_level=level)
+    j, *_ = surrogate(logp, old, adv, mask, cfg)
+    w = token_weights(lengths.numpy()[None], np.ones((1, 6), bool), loss_type, constant=7, n=6)[0]
+    mine = -(torch.from_numpy(w)[:, None] * mask * j).sum()
+    assert float(mine) == pytest.approx(trl(logp, old, adv, mask, loss_type, 0.2, 0.28, 7, level), abs=1e-6)
+
+
+def test_masked_places_have_no_gradient():
+    logp, old, adv, mask, _ = ragged()
+    logp.requires_grad_()
+    for level in ("token", "sequence"):
+        j, *_ = surrogate(logp, old, adv, mask, ObjectiveSettings(importance_level=level))
+        (grad,) = torch.autograd.grad((j * mask).sum(), logp)
+        assert (grad[~mask] == 0).all() and (grad[mask] != 0).any()
+
+
+def test_kimis_gradient_is_the_published_one():
+    logp, ref, adv, mask, _ = ragged(1)
+    logp.requires_grad_()
+    (grad,) = torch.autograd.grad(kimi_objective(logp, ref, adv, mask, tau=0.3).mean(), logp)
+    distance = ((logp - ref) * mask).sum(1).detach()  # log of π(y) / π_ref(y)
+    by_hand = (adv - 0.3 * distance)[:, None] * mask / len(adv)  # ∇ of log π is 1 at every place
+    torch.testing.assert_close(grad, by_hand)
+
+
+# Divergence and entropy
+
+
+def test_estimates_agree_with_the_exact_divergence():
+    g = torch.Generator().manual_seed(0)
+    p = torch.randn(30, generator=g).log_softmax(-1)
+    q = (p + 0.4 * torch.randn(30, generator=g)).log_softmax(-1)
+    exact = sum(math.exp(a) * (a - b) for a, b in zip(p.tolist(), q.tolist()))
+    assert float(full_kl(p, q)) == pytest.approx(exact, abs=1e-6)
+    y = torch.multinomial(p.exp(), 100_000, replacement=True, generator=g)
+    for estimate in (k1, k3):
+        x = estimate(p[y], q[y])
+        assert abs(float(x.mean()) - exact) < 4 * float(x.std()) / 100_000**0.5
+    assert (k3(p[y], q[y]) >= 0).all() and float(k3(p[y], p[y]).abs().max()) == 0
+    assert k3(p[y], q[y]).std() < k1(p[y], q[y]).std()
+
+
+def test_divergence_by_hand():
+    a, b = torch.tensor([-1.0]), torch.tensor([-1.5])
+    assert float(k1(a, b)) == 0.5 and float(k2(a, b)) == 0.125
+    assert float(k3(a, b)) == pytest.approx(math.exp(-0.5) + 0.5 - 1)
+    assert float(k1(torch.tensor([20.0]), b, threshold=10)) == 10
+    full, ref = (
+        torch.tensor([0.5, 0.5, 0.0]).log(),
+        torch.tensor([0.25, 0.75, 0.0]).log(),
+    )  # one token that nobody can draw
+    assert float(full_kl(full, ref)) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+
+
+def test_entropy_takes_k3_down_and_masks_hold():
+    mask = torch.tensor([[True, True, False]])
+    s = Scored(torch.tensor([[-1.0, -2.0, 0.0]]), mask, entropy=torch.tensor([[math.log(4), 0.0, 9.0]]))
+    ref = Scored(torch.tensor([[-2.0, -2.0, -5.0]]), mask)
+    assert float(normalised_entropy(s, 4)) == pytest.approx(0.5)
+    got = kl_penalty("k3", s, ref, adaptive_factor=0.5, n_choices=4)
+    torch.testing.assert_close(got, torch.tensor([[math.exp(-1) * 0.75, 0.0, 0.0]]))
+
+
+def test_names_of_the_divergence():
+    assert [kl_name(n) for n in ("kimikl", "kimifull", "fullkimi", "k3")] == ["kimi", "full", "kimi_loss", "k3"]
+    with pytest.raises(ValueError, match="unknown kl_approximator 'k9'; choose from k1, k3, kimi, full, kimi_loss"):
+        GRPOConfig(kl_approximator="k9")
+    weights = {"k1": 0.1, "k3": 0.2, "kimikl": 0.1, "kimifull": 0.05}
+    assert {n: kl_in_use(GRPOConfig(use_kl=True, kl_approximator=n))[1] for n in weights} == weights
+    assert kl_in_use(GRPOConfig(use_kl=True, beta=0.04)) == ("k3", 0.04) and kl_in_use(GRPOConfig()) is None
+    assert GRPOConfig(use_kl=True, kl_approximator="fullkimi").is_kimi
+
+
+# Schedules and settings
+
+
+@pytest.mark.parametrize("func", ["linear", "cosine"])
+@pytest.mark.parametrize("ends", [(1.2, 0.7), (0.02, 0.35)])
+def test_schedules_hit_both_ends_either_way(ends, func):
+    s = Schedule(*ends, func)
+    values = [s(i, 50, hold=0.2) for i in range(50)]
+    assert (values[0], values[9], values[49], s(80, 50)) == (ends[0], ends[0], ends[1], ends[1])
+    steps = np.diff(values[10:])
+    assert (steps > 0).all() if ends[1] > ends[0] else (steps < 0).all()
+    assert Schedule(3.0)(49, 50) == 3.0 and Schedule(3.0, 9.0, "constant")(49, 50) == 3.0
+    assert s(0, 1) == ends[0]
+
+
+def test_settings_by_name():
+    cfg = with_settings(
+        GRPOConfig(), {"top_k": [50, 10], "steps": 30, "length_weight": 0.1, "kimikl_task_id": "grounding"}
+    )
+    assert (cfg.top_k, cfg.loop.steps, cfg.length_weight, cfg.kimikl_task_id) == (
+        Schedule(50, 10),
+        30,
+        Schedule(0.1),
+        ("grounding",),
+    )
+    assert with_settings(cfg, {"temperature_func": "linear", "temperature_end": 0.5}).sampling(29).temperature == 0.5
+    for given, words in (
+        ({"lr_rate": 1}, "unknown settings lr_rate"),
+        ({"top_k": [50, 10, "zigzag"]}, "top_k"),
+        ({"num_generations": "eight"}, "num_generations cannot be 'eight'"),
+        ({"num_generations": 2.5}, "num_generations"),
+        ({"use_kl": 1}, "use_kl"),
+        ({"loss_type": "ppo"}, "unknown loss_type 'ppo'; choose from grpo, dr_grpo, dapo, kimi_loss"),
+        ({"temperature": 0.0}, "above 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            with_settings(GRPOConfig(), given)
+
+
+# The trainer
+
+
+def test_a_policy_without_tokens_learns(tmp_path):
+    policy = Bandit()
+    practise(policy, lambda step, k: k % 4, arm_reward, settings(steps=60, lr=0.15, per_device_batch_size=64), tmp_path)
+    assert [int(i) for i in policy.logits.argmax(1)] == [0, 1, 2, 0]
+    history = read_history(tmp_path)
+    assert history[-1]["reward"] > history[0]["reward"] + 0.3
+    assert all(abs(h["objective"]) < 1e-6 and h["clip_low"] == h["clip_high"] == 0 for h in history)  # on-policy: zero
+    assert {"term/reward", "zero_spread", "grad_norm", "adv_abs", "best_of_group"} <= set(history[0])
+    samples = [json.loads(x) for x in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert {"action", "reward", "advantage", "terms", "step"} <= set(samples[0])
+    assert watch(history).axes
+
+
+def test_what_a_policy_lacks_is_said_in_one_line(tmp_path):
+    for given, words in (
+        ({"entropy_bonus": 0.1}, "entropy_bonus: Bandit has no tokens"),
+        ({"use_kl": True, "kl_approximator": "full"}, "full KL: Bandit"),
+        ({"ce_weight": [0.1, 0]}, "ce_weight: Bandit cannot be taught"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            team(Bandit(), **given)
+    with pytest.raises(ValueError, match="object is no PolicyModel; it needs generate_actions"):
+        team(object())
+
+
+def gradient(t):
+    "Of the first step, and what was drawn."
+    parts, table, _ = collect(t, 0)
+    for m in micro_batches(t, parts, table, 0):
+        objective(t, m, 0, None)[0].backward()
+    grad = torch.cat([p.grad.flatten() for p in t.weights.trained() if p.grad is not None])
+    for p in t.weights.trained():
+        p.grad = None
+    return grad, table
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"loss_type": "dapo"}, {"advantage_scale": "none"}, {"importance_level": "sequence"}]
+)
+def test_equal_rewards_give_no_gradient(given):
+    grad, table = gradient(team(Bandit(), lambda states, actions: [[0.3] * len(g) for g in actions], **given))
+    assert (grad == 0).all() and not table.live.any()
+
+
+def test_dynamic_sampling_never_dilutes():
+    "One picture in two teaches nothing; the others weigh as much as if it had not been drawn."
+    reward = lambda states, actions: [[float(a) if s % 2 else 0.5 for a in g] for s, g in zip(states, actions)]
+    diluted, _ = gradient(team(Bandit(), reward))
+    t = team(Bandit(), reward=reward, dynamic_sampling=1, data=lambda step, k: k % 4)  # drawn anew: the same places
+    parts, table, dead = collect(t, 0)
+    kept = table.live
+    assert dead >= 0.5 and not kept[::2].any() and kept.any()
+    for m in micro_batches(t, parts, table, 0):
+        assert all(s % 2 for s in m.states)
+        objective(t, m, 0, None)[0].backward()
+    grad = t.policy.logits.grad.flatten()
+    torch.testing.assert_close(grad, diluted * 4 / kept.sum(), atol=1e-6, rtol=1e-5)
+
+
+def test_dynamic_sampling_draws_other_states():
+    asked = []
+
+    def data(step, k):
+        asked.append(k)
+        return k % 4
+
+    reward = lambda states, actions: [
+        [float(i) if s == 3 else 0.0 for i in range(len(g))] for s, g in zip(states, actions)
+    ]
+    t = team(Bandit(), reward=reward, data=data, dynamic_sampling=2)
+    parts, table, dead = collect(t, 0)
+    assert dead == 0.75 and table.live.tolist() == [False, False, False, True]
+    assert asked == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10] and len(parts) == 4
+
+
+def test_greedy_baseline_asks_for_one_reading_more(smoke):
+    pictures = [Picture(np.full((32, 64), 255, np.uint8), [3, 4, 5]) for _ in range(4)]
+    reward = lambda states, actions: [[float(len(a)) for a in g] for g in actions]
+    policy = ReaderPolicy(smoke)
+    t = team(policy, reward, lambda step, k: pictures[k % 4], baseline="greedy", advantage_scale="none", max_actions=9)
+    parts, table, _ = collect(t, 0)
+    greedy = policy.rollout(pictures[:1], 1, Sampling(0.0, max_actions=9), 0).actions[0][0]
+    np.testing.assert_allclose(table.adv, table.total - len(greedy))
+
+
+def test_inner_epochs_leave_the_first_ratio_at_one_and_clip_later(tmp_path):
+    cfg = settings(inner_epochs=6, lr=0.2, steps=3, epsilon_low=0.05, epsilon_high=0.05)
+    practise(Bandit(), lambda step, k: k % 4, arm_reward, cfg, tmp_path)
+    history = read_history(tmp_path)
+    assert all(h["ratio_off"] == 0 for h in history) and max(h["clip_high"] + h["clip_low"] for h in history) > 0
+    assert history[-1]["updates"] == 18
+
+
+# The reader
+
+
+@pytest.fixture(scope="module")
+def pictures(shards):
+    cfg = settings(degradation="clean", lengths=[90])
+    return Excerpts(shards, cfg, space=6.0)
+
+
+def reader_team(model, pictures, grammar=False, **given):
+    policy = ReaderPolicy(model, grammar=Grammar() if grammar else None, bf16=given.pop("bf16", False))
+    given = {"max_actions": 24, "per_device_batch_size": 8, **given}
+    return team(policy, MusicReward(), pictures, **given)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(5)
+    return Reader(READERS["smoke"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"temperature": 0.6},
+        {"temperature": 1.7},
+        {"top_k": 5},
+        {"grammar": True},
+        {"grammar": True, "top_k": 12, "temperature": 1.4},
+    ],
+    ids=str,
+)
+def test_ratio_is_one_before_anything_moved(model, pictures, given):
+    t = reader_team(model, pictures, **given)
+    parts, table, _ = collect(t, 0)
+    off = [objective(t, m, 0, None)[2]["ratio_off"] for m in micro_batches(t, parts, table, 0)]
+    assert len(off) == 2 and max(float(x) for x in off) < 1e-4
+
+
+def test_bf16_scores_against_itself(model, pictures):
+    t = reader_team(model, pictures, bf16=True, rescore=True, loss_type="dapo")
+    parts, table, _ = collect(t, 0)
+    for m in micro_batches(t, parts, table, 0):
+        _, _, sums = objective(t, m, 0, None)
+        assert float(sums["objective"]) == pytest.approx(
+            float((m.token_weight * m.adv * (m.logp_old != 0).sum(1)).sum()), abs=1e-5
+        )
+        assert sums["clip_low"] == sums["clip_high"] == 0
+
+
+CUTS = [
+    {"loss_type": "grpo"},
+    {"loss_type": "dr_grpo"},
+    {"loss_type": "dapo", "entropy_bonus": 0.2},
+    {"loss_type": "kimi_loss"},
+    {"use_kl": True, "kl_approximator": "full", "inner_epochs": 2},
+]
+
+
+@pytest.mark.parametrize("given", CUTS, ids=str)
+def test_any_cut_of_a_step_gives_one_gradient(model, pictures, given):
+    whole, table = gradient(reader_team(model, pictures, micro_batch=8, **given))
+    assert whole.abs().max() > 0
+    for micro in (1, 3, 4):
+        again, same = gradient(reader_team(model, pictures, micro_batch=micro, **given))
+        np.testing.assert_array_equal(table.total, same.total)
+        assert (again - whole).abs().max() < 1e-5 * max(1.0, float(whole.abs().max()))
+
+
+def test_entropy_regularisation_has_the_sign_of_its_weight(model, pictures):
+    "Positive weights spread the distribution, negative ones sharpen it."
+    entropy = {}
+    with torch.no_grad():
+        model.head.weight *= 30  # a reader with opinions: an untrained one has none to sharpen
+    for weight in (0.0, -1.0, 1.0):
+        policy = ReaderPolicy(Reader(READERS["smoke"]))
+        policy.model.load_state_dict(model.state_dict())
+        given = {"entropy_reg": True, "entropy_weight": weight, "reward_scale": 0.0, "max_actions": 12}
+        t = team(policy, MusicReward(), pictures, per_device_batch_size=8, **given)
+        parts, table, _ = collect(t, 0)
+        for _ in range(8):
+            for m in micro_batches(t, parts, table, 0):
+                objective(t, m, 0, None)[0].backward()
+            with torch.no_grad():
+                for p in t.weights.trained():
+                    if p.grad is not None:
+                        p -= 0.05 * p.grad
+                        p.grad = None
+        scored = policy.score([p.state for p in parts], [p.actions for p in parts], Sampling(max_actions=12))
+        entropy[weight] = normalised_entropy(scored, policy.n_choices).mean().item()
+        assert 0 <= entropy[weight] <= 1
+    assert entropy[-1.0] < entropy[0.0] - 0.01 and entropy[0.0] + 0.01 < entropy[1.0]
+
+
+def test_many_readings_fit_where_few_do(model, pictures):
+    "G = 128: what is kept for the way back does not grow with G."
+    kept = {}
+    for g in (8, 128):
+        t = reader_team(
+            model, pictures, num_generations=g, per_device_batch_size=g, rollout_batch=32, micro_batch=8, max_actions=16
+        )
+        parts, table, _ = collect(t, 0)
+        sizes = []
+        for m in micro_batches(t, parts, table, 0):
+            saved = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda x, s=saved: s.append(x.nbytes) or x, lambda x: x):
+                objective(t, m, 0, None)[0].backward()
+            sizes.append(sum(saved))
+        kept[g] = max(sizes)
+        assert table.total.shape == (1, g) and len(sizes) == g // 8
+    assert kept[128] < 1.1 * kept[8]
+
+
+def test_a_frozen_encoder_stays_as_it_was(model, pictures, tmp_path):
+    policy = ReaderPolicy(model, train_encoder=False)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    practise(policy, pictures, MusicReward(), settings(steps=2, max_actions=12, per_device_batch_size=8), tmp_path)
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and not any(k.startswith(("encoder", "symbol_head")) for k in moved)
+
+
+def test_teaching_is_the_plain_cross_entropy(model, pictures):
+    states = [pictures(0, k) for k in range(3)]
+    policy = ReaderPolicy(model)
+    got = policy.supervised(states)
+    for s, ce in zip(states, got.tolist(), strict=True):
+        img, mask = pad_pictures([s.img])
+        ids = torch.tensor([[0, *s.ids, EOS_ID]])
+        logits = model.decode(ids[:, :-1], model.encode(img, mask))
+        assert ce == pytest.approx(F.cross_entropy(logits[0], ids[0, 1:]).item(), abs=1e-5)
+
+
+def test_teaching_is_annealed_to_nothing(model, pictures, tmp_path):
+    cfg = settings(steps=3, max_actions=12, per_device_batch_size=8, ce_weight=[1.0, 0.0], reward_scale=0.0)
+    practise(ReaderPolicy(model), pictures, MusicReward(), cfg, tmp_path)
+    history = read_history(tmp_path)
+    assert [h["ce_weight"] for h in history] == [1.0, 0.5, 0.0]
+    assert history[0]["ce"] > 1 and history[2]["ce"] == 0 and history[2]["grad_norm"] == 0
+
+
+def test_the_reference_follows(tmp_path):
+    runs = {}
+    for every, mix in ((0, 1.0), (2, 1.0), (2, 0.5)):
+        policy, folder = Bandit(), tmp_path / f"{every} {mix}"
+        cfg = settings(
+            steps=4,
+            use_kl=True,
+            kl_approximator="kimi",
+            kimikl_task_id=[""],
+            k3_adaptive_factor=0.0,
+            reference_sync_steps=every,
+            reference_mix=mix,
+        )
+        practise(policy, lambda step, k: k % 4, arm_reward, cfg, folder)
+        state = torch.load(folder / "checkpoint.pt", weights_only=True)
+        runs[every, mix] = (state["reference"]["logits"] - state["model"]["logits"]).abs().max()
+        assert [h["kl/kimi"] > 0 for h in read_history(folder)] == [False, True, every == 0 or mix < 1, True]
+    assert runs[2, 1.0] == 0 < runs[2, 0.5] < runs[0, 1.0]
+
+
+def test_kimi_is_for_its_tasks_only():
+    class Task(int):
+        task = "counting"
+
+    def pull(task_id):
+        t = team(
+            Bandit(),
+            data=lambda step, k: Task(k % 4),
+            use_kl=True,
+            kl_approximator="kimikl",
+            kimikl_task_id=task_id,
+            k3_adaptive_factor=0.0,
+        )
+        with torch.no_grad():
+            t.policy.logits += torch.arange(3.0)  # away from the reference
+        return gradient(t)[0]
+
+    plain, _ = gradient(team(Bandit()))
+    assert not torch.allclose(pull(["counting"]), pull(["ocr"]))
+
+
+def test_length_weight_is_scheduled(tmp_path):
+    reward = lambda states, actions: [
+        [Breakdown({"F1": 1.0, "LEN": 0.5}, {"F1": 1.0, "LEN": -0.02}) for _ in g] for g in actions
+    ]
+    practise(Bandit(), lambda step, k: 0, reward, settings(steps=3, length_weight=[0.02, 0.4]), tmp_path)
+    history = read_history(tmp_path)
+    assert [h["reward"] for h in history] == pytest.approx([0.99, 0.895, 0.8])
+
+
+# Resuming, many processes
+
+
+TIMES = ("seconds",)
+
+
+def without_times(history):
+    return [{k: v for k, v in h.items() if k not in TIMES} for h in history]
+
+
+@pytest.mark.parametrize("kills", [(1,), (3, 4, 7)])
+def test_killed_at_any_step_it_writes_the_same_history(tmp_path, kills):
+    given = {
+        "steps": 8,
+        "use_kl": True,
+        "k3_adaptive_factor": 0.0,
+        "reference_sync_steps": 3,
+        "reference_mix": 0.5,
+        "samples_every": 2,
+        "inner_epochs": 2,
+    }
+    run = lambda folder, stop=None: practise(
+        Bandit(), lambda step, k: k % 4, arm_reward, settings(**given), folder, stop_at=stop
+    )
+    run(tmp_path / "whole")
+    for stop in kills:
+        run(tmp_path / "broken", stop)
+    with open(tmp_path / "broken" / "history.jsonl", "a") as f:  # what a kill after the checkpoint leaves behind
+        f.write(json.dumps({"step": kills[-1] + 1, "reward": 99}) + "\n" + '{"step": 99, "rew')
+    run(tmp_path / "broken")
+    whole, broken = (without_times(read_history(tmp_path / f)) for f in ("whole", "broken"))
+    assert len(whole) == 8 and whole == broken
+    a, b = (torch.load(tmp_path / f / "checkpoint.pt", weights_only=True) for f in ("whole", "broken"))
+    assert torch.equal(a["model"]["logits"], b["model"]["logits"]) and torch.equal(
+        a["ema"]["logits"], b["ema"]["logits"]
+    )
+    steps = [json.loads(x)["step"] for x in (tmp_path / "broken" / "samples.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and set(steps) >= {1, 3, 5, 7, 8}
+
+
+def test_a_reader_resumes_too(tmp_path, shards, model):
+    save_reader(model, tmp_path / "init", dtype=torch.float32)
+    cfg = settings(
+        steps=4, max_actions=16, per_device_batch_size=8, lengths=[60, 120], dynamic_sampling=1, degradation="light"
+    )
+    run = lambda folder, stop=None: train(cfg, shards.folder, tmp_path / folder, init=tmp_path / "init", stop_at=stop)
+    whole = run("whole")
+    run("broken", 2)
+    again = run("broken")
+    one, two = (without_times(read_history(tmp_path / f)) for f in ("whole", "broken"))
+    assert one == two and len(one) == 4
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    sample = json.loads((tmp_path / "whole" / "samples.jsonl").read_text().splitlines()[0])
+    assert sample["truth"].startswith("measure") and {"TEDn", "F1"} <= set(sample["terms"])
+    assert read_pictures(ReaderPolicy(again), [Picture(np.full((64, 96), 255, np.uint8), [3])])[0][1] == ["measure"]
+
+
+def test_another_run_is_not_resumed(tmp_path):
+    run = lambda **given: practise(Bandit(), lambda step, k: k % 4, arm_reward, settings(**given), tmp_path, stop_at=2)
+    run()
+    with pytest.raises(CheckpointError, match="other settings of epsilon_low; use another run folder"):
+        run(epsilon_low=0.1)
+    with pytest.raises(CheckpointError, match="other settings of steps"):
+        run(steps=13)
+
+
+WORKER = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from test_grpo import two_runs
+torch.set_num_threads(1)
+two_runs({shards!r}, {folder!r}, 2)
+"""
+
+
+def two_runs(shards, folder, n):
+    "Runs of a bandit and of a reader, by n processes that share each step; some groups lie across."
+    tokenless = {"steps": 5, "num_generations": 8, "per_device_batch_size": 24 // n, "loss_type": "dapo"}
+    tokenless |= {"dynamic_sampling": 1, "inner_epochs": 2, "temperature_func": "linear"}
+    practise(Bandit(), lambda step, k: k % 4, arm_reward, settings(**tokenless), Path(folder) / "bandit")
+    torch.manual_seed(5)
+    policy = ReaderPolicy(Reader(READERS["smoke"]))
+    given = {
+        "steps": 2,
+        "per_device_batch_size": 8 // n,
+        "max_actions": 16,
+        "degradation": "clean",
+        "ce_weight": [0.5, 0.1],
+    }
+    cfg = settings(**given, lengths=[90], entropy_bonus=0.1, lr=1e-3)
+    practise(policy, Excerpts(Shards(shards), cfg, space=6.0), MusicReward(), cfg, Path(folder) / "reader")
+
+
+def launch(code, n):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    running = []
+    for rank in range(n):
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(n),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+        }
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                env=env,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    for p in running:
+        out, _ = p.communicate(timeout=240)
+        assert p.returncode == 0, out[-3000:]
+
+
+def test_two_processes_make_the_history_of_one(tmp_path, shards):
+    two_runs(shards.folder, tmp_path / "one", 1)
+    launch(WORKER.format(tests=str(ROOT / "tests"), shards=str(shards.folder), folder=str(tmp_path / "two")), 2)
+    for who in ("bandit", "reader"):
+        a, b = (without_times(read_history(tmp_path / n / who)) for n in ("one", "two"))
+        assert len(a) == len(b) > 0
+        for x, y in zip(a, b, strict=True):
+            assert x == pytest.approx(y, abs=1e-5)
+        one, two = (
+            torch.load(tmp_path / n / who / "checkpoint.pt", weights_only=True)["model"] for n in ("one", "two")
+        )
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-5)
+    temperatures = [h["temperature"] for h in read_history(tmp_path / "two" / "bandit")]
+    assert (temperatures[0], temperatures[-1]) == (1.2, 0.8)
+
+
+# Around the loop
+
+
+def test_excerpts_are_a_function_of_seed_and_step(shards):
+    cfg = settings(lengths=[60, 400], shortest=20, steps=40)
+    a, b = (Excerpts(shards, cfg, space=6.0, window=6) for _ in range(2))
+    assert a(3, 1).ids == b(3, 1).ids and np.array_equal(a(3, 1).img, b(3, 1).img)
+    lengths = shards.index["n_tokens"].astype(int)
+    early, late = (
+        [lengths[a.number(step, k)] for step in steps for k in range(6)] for steps in (range(3), range(37, 40))
+    )
+    assert max(early) <= 100 and min(early) >= 20 and max(late) > 100
+    assert len({a.number(0, k) for k in range(6)}) == 6  # other pictures when drawn anew
+    with pytest.raises(ValueError, match="no excerpt of 9000 tokens or more"):
+        Excerpts(shards, settings(shortest=9000), space=6.0)
+
+
+def test_rewards_of_readings_ignore_the_end_token(shards):
+    ids = shards[0].ids.astype(int).tolist()
+    (got,) = MusicReward("vitomr")([Picture(np.zeros((16, 16), np.uint8), ids)], [[[*ids, EOS_ID], ids, ids[:5]]])
+    assert got[0].total == got[1].total > got[2].total and got[0].raw["TEDn"] == 1
+    about = describe_reading(Picture(np.zeros((1, 1), np.uint8), ids, "a song"), [*ids, EOS_ID])
+    assert about["truth"] == about["reading"] and about["name"] == "a song"
+
+
+def test_a_missing_tracker_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(ValueError, match="wandb is not installed; pip install wandb"), tracker("wandb", "x"):
+        pass
+    with (
+        pytest.raises(ValueError, match="unknown tracker 'mlflow'; choose from trackio, wandb"),
+        tracker("mlflow", "x"),
+    ):
+        pass
+
+
+def test_the_command_line_practises(tmp_path, shards, model, capsys):
+    save_reader(model, tmp_path / "init")
+    call = ["train", "grpo", "--preset", "smoke", "--data", str(shards.folder), "--out", str(tmp_path / "run")]
+    given = ["--init", str(tmp_path / "init"), "--steps", "2", "--set", "num_generations=4", "--set", "reward=notes"]
+    given += ["--set", "per_device_batch_size=8", "--set", "max_actions=12", "--set", "top_k=[30,10]"]
+    assert main([*call, *given]) == 0
+    lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+    assert [h["step"] for h in lines] == [1, 2] and [h["top_k"] for h in lines] == [30, 10]
+    assert (
+        "term/TED" in lines[0]
+        and json.loads((tmp_path / "run" / "config.json").read_text())["grpo"]["reward"] == "notes"
+    )
+    assert load_reader(tmp_path / "run" / "weights").cfg == model.cfg
+    for wrong, words in (
+        (["--set", "num_generations"], "expected NAME=VALUE"),
+        (["--set", "num_generations=5"], "num_generations can be 2, 4, 8, 16, 32"),
+        (["--set", "g=5"], "unknown settings g; there are"),
+        (["--tracker", "mlflow"], "unknown tracker"),
+        (["--preset", "huge"], "unknown preset"),
+        (["--init", str(tmp_path)], "config.json"),
+    ):
+        assert main([*call, *wrong]) == 2
+        err = capsys.readouterr().err
+        assert words in err and err.count("\n") == 1, err
