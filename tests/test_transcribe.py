@@ -44,6 +44,13 @@ def random_weights(tmp_path_factory):
     return folder
 
 
+def test_a_reader_in_eight_bits_reads_nearly_the_same(transcriber):
+    small = Transcriber.from_pretrained(int8=True)
+    assert small.device == "cpu"
+    a, b = (t.transcribe(SCAN).tokens for t in (transcriber, small))
+    assert token_distance(a, b) < 0.2 * len(a)
+
+
 def test_the_scan_becomes_a_score_that_music21_and_verovio_open(reading, tmp_path):
     path = reading.save(tmp_path / "scan.musicxml")
     score = music21.converter.parse(path)

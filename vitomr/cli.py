@@ -106,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--layout", help="its layout, where the folder does not show it")
     e.add_argument("--split", help="train, dev or test; all when left out")
     e.add_argument("--weights", help="a weights folder or hub id; the packaged ones when left out")
+    e.add_argument("--int8", action="store_true", help="weights in eight bits, on the CPU")
     e.add_argument("--bars", default="3-5", help="lengths of the excerpts, as in 3-5 (shards only)")
     e.add_argument("--limit", type=int, help="pieces at most; 200 of each kind for shards, else all, when left out")
     e.add_argument("--degradation", default="clean", help="a preset, or several as in clean,scan,photo (shards)")
@@ -364,7 +365,8 @@ def evaluate(args) -> None:
         how = Decoding(args.beam, args.temperature, grammar=args.grammar, seed=args.seed, max_tokens=args.max_tokens)
         options = {"layout": args.layout, "split": args.split, "limit": args.limit, "bars": _range(args.bars)}
         options |= {"degradations": args.degradation.split(","), "how": how}
-        readings = list(_progress(read_pairs(Transcriber.from_pretrained(args.weights), args.data, **options)))
+        reader = Transcriber.from_pretrained(args.weights, int8=args.int8)
+        readings = list(_progress(read_pairs(reader, args.data, **options)))
     if args.json:
         save_readings(readings, args.json)
     print(report(readings, names, markdown=args.markdown))

@@ -20,6 +20,7 @@ import vitomr
 from .data.batches import PATCH, pad_pictures
 from .decoder import Reader, WeightsError, load_reader
 from .nn.decoding import Sampler, stream
+from .nn.kernels import quantise
 from .notation.engrave import midi_bytes, render_svg
 from .notation.grammar import Grammar
 from .notation.lmx import EOS_ID, PAD_ID, VOCABULARY, Analysis, analyse, decode, encode, linearise, to_musicxml
@@ -326,6 +327,7 @@ class Transcriber:
         | None = None,  # None: the packaged weights; a folder; or the id of a model on the Hugging Face hub
         *,
         device: str | None = None,
+        int8: bool = False,  # weights in eight bits, for a CPU
     ) -> "Transcriber":
         "Load weights. Only a hub id makes a network call. Raises `WeightsError` in one line."
         folder = PACKAGED if name is None else Path(name)
@@ -343,7 +345,8 @@ class Transcriber:
                 raise WeightsError(
                     f"{name} is neither a folder nor a model that the hub gives ({type(e).__name__})"
                 ) from e
-        return cls(load_reader(folder), device=device)
+        model = load_reader(folder)
+        return cls(quantise(model) if int8 else model, device="cpu" if int8 else device)
 
     def normal_form(
         self,
