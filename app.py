@@ -1,14 +1,13 @@
-"""The page: a picture of one line of music in, a score out, and its reward beside the truth. It wires components."""
+"""The page: a picture, photo or PDF of printed music in, a score out, and how it was read. It wires components."""
 
-import html
+import importlib.util
+import json
 import logging
 import os
-import re
 import time
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from math import ceil, exp, isfinite, log10
+from math import ceil, isfinite, log10
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -21,15 +20,21 @@ try:
 except ImportError:
     spaces = None
 import gradio as gr  # noqa: E402
-from PIL import Image  # noqa: E402
 
-from vitomr.figures import TERM_COLOURS, stacked  # noqa: E402
-from vitomr.notation.engrave import render_svg  # noqa: E402
-from vitomr.notation.metrics import errors_by_kind, symbol_error_rate, token_distance  # noqa: E402
-from vitomr.rewards import PRESETS, TERMS, Breakdown, reward  # noqa: E402
-from vitomr.transcribe import TRUTH_SUFFIXES, Transcriber, Transcription, read_truth  # noqa: E402
+from vitomr import views  # noqa: E402
+from vitomr.evaluate import GRAMMARS, Decoding  # noqa: E402
+from vitomr.figures import TERM_COLOURS  # noqa: E402
+from vitomr.insight import follow  # noqa: E402
+from vitomr.mae import MAE, load_mae, reconstruct  # noqa: E402
+from vitomr.notation.score import musicxml_bytes  # noqa: E402
+from vitomr.page.documents import Pages, page_numbers  # noqa: E402
+from vitomr.page.staves import normalise  # noqa: E402
+from vitomr.rewards import PRESETS, TERMS, reward  # noqa: E402
+from vitomr.transcribe import PACKAGED, TRUTH_SUFFIXES, Progress, Transcriber, read_truth  # noqa: E402
+from vitomr.views import Sheet, hint_html, status_html  # noqa: E402
 
 MAX_TOKENS = int(os.environ.get("VITOMR_MAX_TOKENS") or 1024)
+MAX_PAGES = int(os.environ.get("VITOMR_MAX_PAGES") or 8)  # read at a time: others wait
 HERE = Path(__file__).parent
 UPDATE_SECONDS = 0.1  # at least, between two views of a growing score
 DOWNLOADS = {"MusicXML": ".musicxml", "MIDI": ".mid", "MXL": ".mxl", "LMX": ".lmx", "SVG": ".svg"}
@@ -42,18 +47,8 @@ EXAMPLES = {
     "schubert-fruehlingstraum-voice": "Schubert, voice",
     "schumann-rosen-voice": "Schumann, voice",
 }
-MEANINGS = {
-    "TED": "few edits of the tree",
-    "TEDn": "few for the tree's size",
-    "WF": "well formed",
-    "F1": "tokens in common",
-    "REP": "repeats itself",
-    "LEN": "wrong length",
-    "NOTE": "notes in common",
-    "BARS": "bars that add up",
-    "MCR": "little left to correct",
-}
 PENALTIES = {term for preset in PRESETS.values() for term, weight in preset.weights.items() if weight < 0}
+WAYS = {"Greedy": "greedy", "Beam": "beam", "Sampling": "sampling"}
 
 
 @cache
@@ -62,182 +57,200 @@ def reader() -> Transcriber:
     return Transcriber.from_pretrained(os.environ.get("VITOMR_WEIGHTS") or None)
 
 
-# How a reading looks. Every string is escaped; the SVG is Verovio's own, drawn from tokens of a fixed vocabulary.
-
-TINTS = {0.95: "95 % and more", 0.8: "80 to 95 %", 0.5: "50 to 80 %", 0.0: "under 50 %"}  # by least probability
-
-
-def status_html(kind: str, text: str) -> str:
-    "The status line; its kind (idle, busy, done or error) also decides what the page shows."
-    role = "alert" if kind == "error" else "status"
-    return f'<p class="status {kind}" role="{role}">{html.escape(text)}</p>'
+@cache
+def seer() -> MAE | None:
+    "The masked autoencoder, where there are weights: VITOMR_MAE names their folder."
+    folder = Path(os.environ.get("VITOMR_MAE") or PACKAGED.parent / "mae")
+    return load_mae(folder) if folder.is_dir() else None
 
 
-def sheet_html(svg: str) -> str:
-    "An engraving as wide as the page; it scrolls sideways where that would make it too small."
-    width = re.search(r'viewBox="0 0 (\d+)', svg)[1]
-    about = 'tabindex="0" role="img" aria-label="The transcription, engraved"'
-    return f'<div class="sheet" {about} style="--natural: {width}px">{svg}</div>'
+def card() -> str:
+    "What the model card says, without its title."
+    path = Path(os.environ.get("VITOMR_WEIGHTS") or PACKAGED) / "README.md"
+    if not path.is_file():
+        return "These weights bring no model card."
+    return path.read_text(encoding="utf-8").split("\n", 1)[-1]
 
 
-def token_html(text: str, p: float | None = None, tint: float | None = None) -> str:
-    tint = max(least for least in TINTS if p >= least) if tint is None else tint
-    title = "" if p is None else f' title="{100 * p:.0f} %"'
-    return f'<span class="lmx tint-{100 * tint:.0f}"{title}>{html.escape(text)}</span>'
+# Reading
 
 
-def tokens_html(tokens: list[str], logp: list[float]) -> str:
-    "A line of tokens for each bar, tinted where the model was unsure."
-    if not tokens:
-        return ""
-    bars: list[list[str]] = []
-    for token, p in zip(tokens, logp, strict=True):
-        if token == "measure" or not bars:
-            bars.append([])
-        bars[-1].append(token_html(token, exp(p)))
-    legend = " ".join(token_html(text, tint=least) for least, text in TINTS.items())
-    lines = "".join(f"<li>{' '.join(bar)}</li>" for bar in bars)
-    return f'<p class="legend">Probability of a token: {legend}</p><ol class="bars" tabindex="0">{lines}</ol>'
+IDLE = status_html("idle", "Drop a picture or a PDF, paste one, or pick an example.")
 
 
-def count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
+def decoding(way: str, beam: float, temperature: float, top_k: float, top_p: float, grammar: str, seed: float):
+    "How to read, from the fields. Raises ValueError."
+    draws = {"temperature": temperature, "top_k": int(top_k), "top_p": top_p} if way == "sampling" else {}
+    width = int(beam) if way == "beam" else 1
+    return Decoding(beam=width, grammar=grammar, seed=int(seed or 0), max_tokens=MAX_TOKENS, **draws)
 
 
-def facts(reading: Transcription) -> str:
-    "One line about a finished reading."
-    found, n = reading.analysis, len(reading.tokens)
-    if found.fatal:
-        return "No music was read in this picture."
-    sure = 100 * exp(sum(reading.logp) / n)
-    mended = Counter(e.kind.replace("-", " ") for e in found.minor)
-    kinds = ", ".join(f"{k} {kind}" for kind, k in mended.most_common())
-    lines = [
-        f"{count(reading.tokens.count('measure'), 'bar')}, {count(n, 'token')}, {sure:.0f} % sure on average.",
-        f"Mended: {kinds}." if mended else "Nothing had to be mended.",
-        "Orange rests fill a bar." if "unfilled measure" in mended else "",
-        f"Stopped at the limit of {MAX_TOKENS} tokens." if reading.truncated else "",
-    ]
-    return " ".join(line for line in lines if line)
+def outputs_of(status: str, original="", score="", tokens="", files=None, taken=None) -> list:
+    "The value of every output of a reading, in order."
+    return [status, original, score, tokens, *(files or [None] * len(DOWNLOADS)), taken]
 
 
-# How a reward looks. Raw values lie on one scale and weighted ones on another, each with its zero marked.
+def present(sheets: list[Sheet], at: int = 0, text: str | None = None) -> Iterator[list]:
+    "A finished reading and its files; gradio takes copies before it asks for more."
+    sheet = sheets[at]
+    if not any(line.look.tokens for line in sheet.lines):
+        yield outputs_of(status_html("error", "No music was read in this picture."))
+        return
+    score = views.sheet_html(views.sheet_svg(sheet), sounds=views.sounds(sheet.score))
+    with TemporaryDirectory() as folder:
+        files = [sheet.save(Path(folder, Path(sheet.document.name).stem + suffix)) for suffix in DOWNLOADS.values()]
+        status = status_html("done", text or views.summary(sheet))
+        taken = {"sheets": sheets, "at": at}
+        yield outputs_of(status, views.pages_html(sheet), score, views.lines_html(sheet), files, taken)
 
 
-def hint_html(kind: str, text: str) -> str:
-    "A line in place of a reward (idle, busy or error)."
-    return f'<p class="hint {kind}" role="{"alert" if kind == "error" else "status"}">{html.escape(text)}</p>'
-
-
-def number(x: float, form: str = ".3f") -> str:
-    return f"{round(x, 3) + 0.0:{form}}".replace("-", "\N{MINUS SIGN}")  # + 0.0 makes of -0.0 a plain zero
-
-
-def bar_html(pieces: list[tuple[str, float, float]], low: float, high: float, dot: float | None = None) -> str:
-    "Coloured pieces from one value to another, and a dot, on a scale from low to high, which holds zero."
-    place = lambda x: 100 * (x - low) / (high - low)
-    drawn = "".join(
-        f'<i style="left: {place(min(a, b)):.2f}%; width: {abs(place(b) - place(a)):.2f}%; background: {colour}"></i>'
-        for colour, a, b in pieces
-    )
-    drawn += f'<b style="left: {place(0):.2f}%"></b>'
-    drawn += "" if dot is None else f'<em style="left: {place(dot):.2f}%"></em>'
-    return f'<span class="track" aria-hidden="true">{drawn}</span>'
-
-
-def reward_html(found: Breakdown) -> str:
-    "A row for each term and one for the total: raw value, weight, weighted value."
-    raw, weighted = ({t: values[t] for t in TERMS} for values in (found.raw, found.weighted))
-    raw_scale = min(0.0, *raw.values()), max(1.0, *raw.values())
-    pieces = [(TERM_COLOURS[term], start, end) for term, start, end in stacked(weighted)]
-    ends = [x for _, *piece in pieces for x in piece]
-    scale = min(ends), max(ends)
-    scale = scale if scale[0] < scale[1] else (0.0, 1.0)
-    rows = "".join(
-        f'<tr><th scope="row">{html.escape(t)}</th><td class="meaning">{html.escape(MEANINGS[t])}</td>'
-        f"<td>{number(x)}</td><td>{bar_html([(TERM_COLOURS[t], 0, x)], *raw_scale)}</td>"
-        f"<td>{number(found.weights[t], 'g')}</td><td>{number(weighted[t])}</td>"
-        f"<td>{bar_html([(TERM_COLOURS[t], 0, weighted[t])], *scale)}</td></tr>"
-        for t, x in raw.items()
-    )
-    heads = '<th>Term</th><td class="meaning"></td><th colspan="2">Raw</th><th>Weight</th><th colspan="2">Weighted</th>'
-    most = number(sum(max(w, 0.0) for w in found.weights.values()), "g")
-    total = (
-        f'<th scope="row">Total</th><td class="meaning">at most {most}</td><td></td><td></td><td></td>'
-        f"<td>{number(found.total)}</td><td>{bar_html(pieces, *scale, dot=found.total)}</td>"
-    )
-    body = f"<tbody>{rows}</tbody><tfoot><tr>{total}</tr></tfoot>"
-    return f'<table class="terms"><thead><tr>{heads}</tr></thead>{body}</table>'
-
-
-def errors_html(pred: list[str], true: list[str]) -> str:
-    "The symbol error rate, and what is wrong kind by kind."
-    rate = f"{100 * symbol_error_rate(pred, true):.1f} %"
-    edits = f"{count(token_distance(pred, true), 'edit')} for {count(len(true), 'token')}"
-    rows = "".join(
-        f'<tr><th scope="row">{html.escape(kind)}</th><td>{n}</td></tr>'
-        for kind, n in errors_by_kind(pred, true).most_common()
-    )
-    head = '<thead><tr><th scope="col">Error</th><td>Count</td></tr></thead>'
-    table = f'<table class="errors">{head}<tbody>{rows}</tbody></table>'
-    table = table if rows else "<p>There is nothing to correct.</p>"
-    return f'<p class="rate">Symbol error rate <b>{rate}</b>: {edits}.</p>{table}'
-
-
-def page(
-    status: str, reading: Transcription | None = None, picture: Path | None = None, files: list[Path] | None = None
-) -> list:
-    "The value of every output, in order."
-    files = files or [None] * len(DOWNLOADS)
-    if reading is None or not reading.tokens:
-        return [status, None, "", "", *files, None]
-    svg = render_svg(reading.score, options={"svgViewBox": True})
-    shown = [sheet_html(svg), tokens_html(reading.tokens, reading.logp)]
-    return [status, picture, *shown, *files, reading.tokens if any(files) else None]
-
-
-def save_picture(reading: Transcription, path: Path) -> Path:
-    Image.fromarray(reading.picture).save(path)
-    return path
-
-
-IDLE = status_html("idle", "Drop a picture, paste one, or pick an example.")
+def growing(news: Progress, sofar: str) -> list:
+    "A reading that is not finished."
+    document = news.document
+    if not any(line.tokens for line in document.lines):
+        found = gr.skip() if news.kind == "bar" else views.found_html(document)
+        return outputs_of(status_html("busy", f"{sofar}."), found)
+    several = len(document.lines) > 1
+    bars = max(line.tokens.count("measure") for line in document.lines)
+    svg = views.engraving(document.assembled.score if several else document.lines[0].score, lines=several)
+    tokens = "" if several else views.tokens_html(document.lines[0].tokens, document.lines[0].logp)
+    line = f"{sofar}: {views.count(bars, 'bar')} {'of each line ' if several else ''}so far."
+    return outputs_of(status_html("busy", line), gr.skip(), views.sheet_html(svg), tokens)
 
 
 @(spaces.GPU if spaces else lambda f: f)
-def transcribe(picture: dict | None) -> Iterator[list]:
-    "Read a picture of one system of one or two staves of printed music. The last answer holds the files."
+def transcribe(
+    picture: dict | None,
+    way: str,
+    beam: float,
+    temperature: float,
+    top_k: float,
+    top_p: float,
+    grammar: str,
+    seed: float,
+    samples: float,
+    pages: str | None,
+    boxes: str | None,
+) -> Iterator[list]:
+    "Read a picture, photo or PDF of printed music. The last answer holds the files."
     path = (picture or {}).get("path")
     if not path:
-        yield page(IDLE)
+        yield outputs_of(IDLE)
         return
-    yield page(status_html("busy", "Reading."))
+    yield outputs_of(status_html("busy", "Reading."))
     try:
-        with TemporaryDirectory() as folder:  # gradio takes copies before it asks for more
-            due, seen = 0.0, None
-            for reading in reader().stream(path, max_tokens=MAX_TOKENS):
-                # One file for all answers: an array would be written anew each time, under a reader of the last.
-                seen = seen or save_picture(reading, Path(folder, "picture.png"))
-                if time.monotonic() >= due:
-                    so_far = count(reading.tokens.count("measure"), "bar")
-                    yield page(status_html("busy", f"Reading: {so_far} so far."), reading, seen)
-                    due = time.monotonic() + UPDATE_SECONDS
-            files = [reading.save(Path(folder, Path(path).stem + suffix)) for suffix in DOWNLOADS.values()]
-            yield page(status_html("done", facts(reading)), reading, seen, files)
+        how = decoding(way, beam, temperature, top_k, top_p, grammar, seed)
+        numbers = page_numbers(pages.strip() if pages and pages.strip() else None, len(Pages(path)))
+        if len(numbers) > MAX_PAGES:
+            raise ValueError(f"{len(numbers)} pages asked for; choose up to {MAX_PAGES} at a time, as in 1-{MAX_PAGES}")
+        given = {int(k): v for k, v in json.loads(boxes).items()} if boxes and boxes.strip() else None
+        n, due, sheets = int(samples) if way == "sampling" else 1, 0.0, []
+        for i in range(n):
+            sofar = f"Reading {i + 1} of {n}" if n > 1 else "Reading"
+            how_now = decoding(way, beam, temperature, top_k, top_p, grammar, how.seed + i)
+            for news in follow(reader(), path, how_now, pages=numbers, boxes=given):
+                if news.kind != "done" and (time.monotonic() >= due or news.kind == "page"):
+                    yield growing(news, sofar)
+                    due = time.monotonic() + UPDATE_SECONDS * max(1, len(news.document.lines))
+            sheets.append(Sheet(news.document, views.seen_lines(reader(), news.document)))
+        yield from present(sorted(sheets, key=lambda s: -s.likelihood))
         return
-    except ValueError as e:  # PictureError, NoStaffError, ScoreError: one line for a person
+    except (ValueError, OSError) as e:  # PictureError, NoStaffError, ScoreError: one line for a person
         message = str(e)
     except Exception as e:
         logging.exception("a picture could not be read")
         message = f"this picture could not be read ({type(e).__name__})"
-    yield page(status_html("error", f"Not read: {message}."))
+    yield outputs_of(status_html("error", f"Not read: {message}."))
     raise gr.Error(message, visible=False, print_exception=False)  # for programs; the page has its line
+
+
+def reveal(taken: dict | None) -> list:
+    "What belongs to a finished reading: other readings, texts to edit, boxes, looks."
+    if not taken:
+        hidden = gr.update(choices=[], value=None, visible=False)
+        return [hidden, "", "", "", "", hidden, ""]
+    sheets, at = taken["sheets"], taken["at"]
+    sheet = sheets[at]
+    names = [(f"{i + 1}: log-probability {views.number(s.likelihood)} a token", i) for i, s in enumerate(sheets)]
+    lines = [(f"Line {i + 1}", i) for i in range(len(sheet.lines))]
+    return [
+        gr.update(choices=names, value=at, visible=len(sheets) > 1),
+        views.lmx_text(sheet),
+        musicxml_bytes(sheet.score).decode(),
+        views.boxes_html(sheet.document),
+        "",
+        gr.update(choices=lines, value=0, visible=len(lines) > 1),
+        looked(taken, 0),
+    ]
+
+
+def looked(taken: dict | None, line: int | None) -> str:
+    "The look at one line."
+    if not taken:
+        return ""
+    seen = taken["sheets"][taken["at"]].lines[line or 0]
+    tokens = views.tokens_html(seen.look.tokens, seen.look.logp[:-1].tolist())
+    return views.attention_html(seen.img, seen.look) + '<p class="said" aria-live="polite"></p>' + tokens
+
+
+def select(taken: dict | None, at: int | None) -> Iterator:
+    "Another of the readings."
+    if not taken or at is None:
+        yield [gr.skip()] * (len(DOWNLOADS) + 5)
+        return
+    yield from present(taken["sheets"], at)
+
+
+def edit(change, taken: dict | None, text: str | None) -> Iterator[list]:
+    "The reading with the text of a person; what is wrong in it is said in one line and nothing else changes."
+    if not taken:
+        yield ["", *[gr.skip()] * (len(DOWNLOADS) + 5)]
+        return
+    try:
+        sheets = list(taken["sheets"])
+        sheets[taken["at"]] = change(reader(), sheets[taken["at"]], text or "")
+        for shown in present(sheets, taken["at"], "Edited. " + views.summary(sheets[taken["at"]])):
+            yield [hint_html("done", "Engraved anew; the downloads hold this version."), *shown]
+        return
+    except ValueError as e:
+        message = str(e)
+    except Exception as e:
+        logging.exception("an edited score could not be engraved")
+        message = f"this text could not be engraved ({type(e).__name__})"
+    yield [hint_html("error", f"Not engraved: {message}."), *[gr.skip()] * (len(DOWNLOADS) + 5)]
+
+
+def edit_lmx(taken: dict | None, text: str | None) -> Iterator[list]:
+    "Engrave edited tokens."
+    yield from edit(views.with_lmx, taken, text)
+
+
+def edit_musicxml(taken: dict | None, text: str | None) -> Iterator[list]:
+    "Engrave edited MusicXML."
+    yield from edit(views.with_musicxml, taken, text)
+
+
+def imagine(taken: dict | None, ratio: float, seed: float) -> str:
+    "What the masked autoencoder makes of the picture when most of it is hidden."
+    model = seer()
+    if not taken or model is None:
+        return ""
+    img = taken["sheets"][taken["at"]].lines[0].img
+    space = reader().model.cfg.staff_space
+    wanted = getattr(model.cfg, "staff_space", space)
+    img = img if wanted == space else normalise(img, space=wanted, space_in=space, tilt=0.0).img
+    panels = reconstruct(model, img, ratio, int(seed or 0))
+    titles = {"What it sees": panels.masked, "What it imagines": panels.reconstruction, "Both": panels.completed}
+    return views.panels_html(titles)
+
+
+# Reward
 
 
 NO_TRUTH = hint_html(
     "idle",
-    f"To see what this reading would earn, give the right score, one part as {', '.join(TRUTH_SUFFIXES)}. "
-    "The examples bring theirs.",
+    f"To see what a reading would earn, read a picture and give the right score, one part as "
+    f"{', '.join(TRUTH_SUFFIXES)}. The examples bring theirs.",
 )
 
 
@@ -246,31 +259,41 @@ def number_in(field) -> float:
     return float(field) if isinstance(field, (int, float)) and isfinite(field) else 0.0
 
 
-def rescore(measured: dict[str, Breakdown] | None, preset: str, *weights: float):
-    "The reward under the weights of the fields, from what was measured."
-    if not measured or preset not in measured:
-        return gr.skip()
-    return reward_html(measured[preset].reweighted(dict(zip(TERMS, map(number_in, weights), strict=True))))
+def rescore(measured: dict | None, preset: str, *weights: float) -> list:
+    "The rewards under the weights of the fields, from what was measured."
+    if not measured or preset not in measured["of"]:
+        return [gr.skip(), gr.skip()]
+    new = dict(zip(TERMS, map(number_in, weights), strict=True))
+    group = [b.reweighted(new) for b in measured["of"][preset]]
+    names = [f"{i + 1}{' (shown)' if i == measured['at'] else ''}" for i in range(len(group))]
+    shown = views.group_html(group, names) if len(group) > 1 else ""
+    return [views.reward_html(group[measured["at"]]), shown]
 
 
-def measure(tokens: list[str] | None, truth: dict | None, preset: str, *weights: float) -> Iterator[tuple]:
-    "Measure a finished reading against the truth under every preset, so that a change of preset or weights is at once."
+def measure(taken: dict | None, truth: dict | None, preset: str, *weights: float) -> Iterator[tuple]:
+    "Measure readings against the truth under every preset, so that a change of preset or weights is at once."
     path = (truth or {}).get("path")
-    if not tokens or not path:
-        yield None, NO_TRUTH, ""
+    if not taken or not path:
+        yield None, NO_TRUTH, "", "", "", ""
         return
-    yield None, hint_html("busy", "Measuring."), ""
+    yield None, hint_html("busy", "Measuring."), "", "", "", ""
     try:
-        true = read_truth(path)
-        measured = {name: reward(tokens, true, name, terms=TERMS) for name in PRESETS}
-        yield measured, rescore(measured, preset, *weights), errors_html(tokens, true)
+        true, sheets = read_truth(path), taken["sheets"]
+        if len(sheets[0].parts) > 1:
+            raise ValueError(f"the reading has {len(sheets[0].parts)} parts; one part is compared with one part")
+        group = [s.parts[0] for s in sheets]
+        of = {name: [reward(tokens, true, name, terms=TERMS) for tokens in group] for name in PRESETS}
+        measured, tokens = {"of": of, "at": taken["at"]}, group[taken["at"]]
+        diffs = views.diff_html(tokens, true), views.token_diff_html(tokens, true)
+        earned, others = rescore(measured, preset, *weights)
+        yield measured, earned, others, views.errors_html(tokens, true), *diffs
         return
     except ValueError as e:  # ScoreError: one line for a person
         message = str(e)
     except Exception as e:
         logging.exception("a reading could not be compared")
         message = f"this truth could not be compared ({type(e).__name__})"
-    yield None, hint_html("error", f"Not compared: {message}."), ""
+    yield None, hint_html("error", f"Not compared: {message}."), "", "", "", ""
 
 
 def fields_of(preset: str) -> list[dict]:
@@ -284,10 +307,10 @@ def fields_of(preset: str) -> list[dict]:
     ]
 
 
-def choose(measured: dict[str, Breakdown] | None, preset: str) -> list:
-    "The reward under a preset, and its weights in the fields."
+def choose(measured: dict | None, preset: str) -> list:
+    "The rewards under a preset, and its weights in the fields."
     fields = fields_of(preset)
-    return [rescore(measured, preset, *(f["value"] for f in fields)), *(gr.update(**f) for f in fields)]
+    return [*rescore(measured, preset, *(f["value"] for f in fields)), *(gr.update(**f) for f in fields)]
 
 
 def warm() -> None:
@@ -295,116 +318,108 @@ def warm() -> None:
     reward(["measure", "C4", "quarter"], ["measure", "D4", "quarter"], terms=TERMS)
 
 
+# The page
+
+
 THEME = gr.themes.Default(  # gradio's own file of the semi-bold weight lacks Latin letters
     font=[gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"]
 )
-CSS = """
-.status, .hint { margin: 0; padding: .5rem .75rem; border-left: 4px solid var(--color-accent); }
-.status.idle, .hint.idle { border-color: transparent; padding-left: 0; }
-.status.error, .hint.error { border-color: #d55e00; font-weight: 700; }
-#status [data-testid="status-tracker"] .error { display: none; }
-.gradio-container:not(:has(.sheet)) #results, .gradio-container:not(:has(.status.done)) #downloads { display: none; }
-.gradio-container:not(:has(.status.done)) #reward, #reward:not(:has(.terms)) .with-truth { display: none; }
-#results h3 { margin: 0; font-size: 1rem; }
-.html-container:has(> div > .status, > div > .sheet), #earned .html-container, #errors .html-container { padding: 0; }
-#normal-form, #normal-form .image-frame { background: #fff; }
-#normal-form button, #normal-form .image-frame, #normal-form img { width: 100%; max-height: 14rem; cursor: default; }
-#normal-form img { object-fit: contain; object-position: left; padding: .25rem .75rem; }
-.sheet { overflow-x: auto; padding: .75rem; background: #fff; color: #000; border: 1px solid #ccc; }
-.sheet svg { display: block; height: auto; width: clamp(.8 * var(--natural), 100%, 1.5 * var(--natural)); }
-.bars { margin: 0; padding-left: 2.5rem; max-height: 24rem; overflow-y: auto; list-style: decimal; }
-.bars li { font: .85rem/1.9 var(--font-mono); }
-.legend { margin: 0 0 .5rem; font-size: .85rem; line-height: 2; }
-.lmx { padding: .1rem .2rem; border-radius: 3px; border-bottom: 2px solid transparent; white-space: nowrap; }
-.tint-80 { background: rgb(230 159 0 / 22%); }
-.tint-50 { background: rgb(230 159 0 / 50%); border-bottom: 2px dotted currentColor; }
-.tint-0 { background: rgb(213 94 0 / 55%); border-bottom: 2px solid currentColor; }
-#weights > .form { display: grid; grid-template-columns: repeat(auto-fill, minmax(max(140px, 18%), 1fr)); width: 100%;
-  background: none; border: 0; }
-#weights .head { flex-wrap: nowrap; }
-#weights input[type=number] { width: 4.5rem; }
-.terms, .errors { border-collapse: collapse; font-size: .9rem; line-height: 1.3; }
-.terms { width: 100%; }
-.terms th, .terms td, .errors th, .errors td { padding: .2rem .75rem .2rem 0; text-align: left; }
-.terms td:not(.meaning, :has(.track)), .terms thead th:nth-child(4), .errors td {
-  text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.terms .meaning { opacity: .75; font-weight: 400; }
-.terms td:has(.track) { width: 27%; padding-right: 1.25rem; }
-.terms tfoot > tr > * { border-top: 1px solid; font-weight: 700; padding-top: .4rem; }
-.track { position: relative; display: block; height: 1rem; background: #eee; }
-.track i { position: absolute; top: 0; bottom: 0; }
-.track b { position: absolute; top: -2px; bottom: -2px; border-left: 1px solid #222; }
-.track em { position: absolute; width: .6rem; height: .6rem; margin: .2rem -.3rem; border-radius: 50%; background: #222;
-  box-shadow: 0 0 0 2px #fff; }
-.errors tbody th { font-weight: 400; }
-.errors thead td { font-weight: 700; }
-.rate { margin: 0 0 .5rem; }
-@media (max-width: 640px) { /* a line for the raw value, one for the weighted */
-  .terms tr { display: grid; grid-template-columns: 3.5rem 4rem 1fr; align-items: center; padding: .2rem 0; }
-  .terms th, .terms td, .terms td:has(.track) { width: auto; padding: .1rem .5rem .1rem 0; }
-  .terms tbody .meaning, .terms thead .meaning, .terms tfoot td:empty { display: none; }
-  .terms [colspan] { grid-column: span 2; }
-  .terms tfoot > tr { border-top: 1px solid; }
-  .terms tfoot > tr > * { border: 0; }
-  .terms tfoot .meaning { grid-column: span 2; }
-  .terms tfoot td:nth-child(6) { grid-column: 2; }
-}
-"""
+CSS = (HERE / "assets" / "app.css").read_text(encoding="utf-8")
 CSS += "".join(f"#weight-{term} {{ --slider-color: {colour}; }}\n" for term, colour in TERM_COLOURS.items())
+SCRIPT = f"<script>{(HERE / 'assets' / 'app.js').read_text(encoding='utf-8')}</script>"
 INTRO = """# vitomr
-Reads a picture of **one line of printed music**, a single system of one or two staves, and writes it as MusicXML.
-It does not read whole pages, handwriting, tablature, percussion, lyrics or dynamics."""
+Reads **printed music**, a line, a page, a photo or a PDF, and writes it as MusicXML. It does not read handwriting,
+tablature, percussion, lyrics or dynamics."""
 ABOUT = """
-1. The picture is brought to one form: level, one size of staff, black on white.
-2. A vision transformer looks at it in patches; a second transformer writes the music as a line of LMX tokens, one
-   after the other.
+1. The page is laid flat; its systems are found and brought to one form: level, one size of staff, black on white.
+2. A vision transformer looks at each line in patches; a second transformer writes the music as LMX tokens, one after
+   the other.
 3. The tokens become a score. What does not add up is mended, so that every program opens the file, and is counted in
    the line above the picture.
 
-A tint says how sure the model was of a token. It is a small model that learned from engraved songs: expect mistakes,
-more of them in scans and photos. Pictures are deleted after about an hour and
-used for nothing else.
+A colour says how sure the model was of a note. It is a small model that learned from engraved songs: expect mistakes,
+more of them in scans and photos. Pictures are deleted after about an hour and used for nothing else.
 
 From a program:
 ```python
 from gradio_client import Client, handle_file
-status, picture, score, tokens, *files = Client(url).predict(picture=handle_file("line.png"), api_name="/transcribe")
+status, picture, score, tokens, *files = Client(url).predict(picture=handle_file("page.png"), api_name="/transcribe")
 ```
-The files are MusicXML, MIDI, MXL, LMX and SVG, in this order.
+The files are MusicXML, MIDI, MXL, LMX and SVG, in this order; status, picture, score and tokens are HTML.
 """
+NO_MAE = "No weights of a masked autoencoder are packaged; VITOMR_MAE names a folder of them."
+PLAYER = (HERE / "assets" / "player.html").read_text(encoding="utf-8")
+private = {"api_visibility": "private"}
 
 with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
     gr.Markdown(INTRO)
     truth = gr.File(label="The right score", height=130, scale=2, min_width=280, elem_id="truth", render=False)
-    with gr.Row():
-        picture = gr.Image(
-            type="filepath", sources=["upload", "clipboard"], label="Picture", height=260, scale=3, elem_id="picture"
-        )
-        with gr.Column(scale=2, min_width=280):
-            examples = gr.Examples(
-                [[str(HERE / "examples" / f"{name}{end}") for end in (".png", ".musicxml")] for name in EXAMPLES],
-                [picture, truth],
-                example_labels=list(EXAMPLES.values()),
-                api_visibility="private",
-            )
-    status = gr.HTML(IDLE, label="Status", elem_id="status")
-    with gr.Column(elem_id="results"):
-        gr.Markdown("### The picture as it is read")
-        normal_form = gr.Image(
-            label="The picture as it is read", alt_text="The picture, level and in the size that the model sees",
-            format="png", interactive=False, show_label=False, buttons=[], elem_id="normal-form",
-        )  # fmt: skip
-        gr.Markdown("### Transcription")
-        score = gr.HTML(label="Transcription", apply_default_css=False, elem_id="score")
-        with gr.Row(elem_id="downloads"):
-            files = [
-                gr.DownloadButton(f"Download {label}", size="sm", min_width=150, elem_id=f"download-{label.lower()}")
-                for label in DOWNLOADS
-            ]
-        with gr.Accordion("What the model wrote"):
-            tokens = gr.HTML(label="LMX tokens", elem_id="tokens")
-        with gr.Column(elem_id="reward"):
-            gr.Markdown("### Reward\nWhat this reading would earn in training by reinforcement, term by term.")
+    taken, measured = gr.State(), gr.State()  # the readings; preset → their breakdowns
+    with gr.Tabs():
+        with gr.Tab("Transcribe"):
+            with gr.Row():
+                picture = gr.Image(
+                    type="filepath", sources=["upload", "clipboard", "webcam"], label="Picture", height=260, scale=3,
+                    elem_id="picture",
+                )  # fmt: skip
+                with gr.Column(scale=2, min_width=280):
+                    examples = gr.Examples(
+                        [[str(HERE / "examples" / (name + end)) for end in (".png", ".musicxml")] for name in EXAMPLES],
+                        [picture, truth],
+                        example_labels=list(EXAMPLES.values()),
+                        api_visibility="private",
+                    )
+                    pdf = gr.UploadButton("Open a PDF", file_types=[".pdf"], size="sm", elem_id="pdf")
+            with gr.Accordion("How to read", open=False, elem_id="how"):
+                with gr.Row():
+                    way = gr.Radio(list(WAYS.items()), value="greedy", label="Choice of tokens", elem_id="way")
+                    grammar = gr.Radio(list(GRAMMARS), value="none", label="Grammar", elem_id="grammar")
+                    pages = gr.Textbox("", label="Pages of a PDF", placeholder="all, or 1-3,7", elem_id="pages")
+                with gr.Row():
+                    beam = gr.Slider(2, 8, 4, step=1, label="Beam width", elem_id="beam")
+                    temperature = gr.Slider(0.05, 2, 1, step=0.05, label="Temperature", elem_id="temperature")
+                    top_k = gr.Slider(0, 50, 0, step=1, label="Top k, 0 for all", elem_id="top-k")
+                    top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top p", elem_id="top-p")
+                    samples = gr.Slider(1, 8, 4, step=1, label="Samples", elem_id="samples")
+                    seed = gr.Number(0, precision=0, label="Seed", elem_id="seed")
+                again = gr.Button("Read again", size="sm", elem_id="again")
+            status = gr.HTML(IDLE, label="Status", elem_id="status")
+            with gr.Column(elem_id="results"):
+                readings = gr.Radio([], label="Readings, the likeliest first", visible=False, elem_id="readings")
+                with gr.Row(elem_id="sides"):
+                    with gr.Column():
+                        gr.Markdown("### The picture")
+                        original = gr.HTML(label="Picture", apply_default_css=False, elem_id="original")
+                    with gr.Column():
+                        gr.Markdown("### Transcription")
+                        gr.HTML(PLAYER, apply_default_css=False, elem_classes="when-done")
+                        score = gr.HTML(label="Transcription", apply_default_css=False, elem_id="score")
+                with gr.Row(elem_id="downloads", elem_classes="when-done"):
+                    files = [
+                        gr.DownloadButton(f"Download {kind}", size="sm", min_width=150, elem_id=f"download-{end[1:]}")
+                        for kind, end in DOWNLOADS.items()
+                    ]
+                with gr.Accordion("Correct it", open=False, elem_id="editor", elem_classes="when-done"):
+                    with gr.Tabs():
+                        with gr.Tab("LMX"):
+                            lmx = gr.Textbox(label="Tokens, a bar to a row", lines=8, max_lines=16, elem_id="lmx")
+                            apply_lmx = gr.Button("Engrave", size="sm", elem_id="apply-lmx")
+                        with gr.Tab("MusicXML"):
+                            xml = gr.Textbox(label="MusicXML", lines=8, max_lines=16, elem_id="xml")
+                            apply_xml = gr.Button("Engrave", size="sm", elem_id="apply-xml")
+                    edited = gr.HTML(label="Correction", elem_id="edited")
+                with gr.Accordion("Correct the systems", open=False, elem_id="systems", elem_classes="when-done"):
+                    gr.Markdown(
+                        "Drag a box or its corners; draw a new one on empty paper; delete the chosen one with the "
+                        "delete key or a double click. Arrow keys move it, with shift they resize it."
+                    )
+                    frames = gr.HTML(label="Systems", apply_default_css=False, elem_id="frames")
+                    boxes = gr.Textbox("", label="Boxes", elem_id="boxes", container=False)
+                    reread = gr.Button("Read these systems", size="sm", elem_id="reread")
+                with gr.Accordion("What the model wrote"):
+                    tokens = gr.HTML(label="LMX tokens", elem_id="tokens")
+        with gr.Tab("Reward"):
+            gr.Markdown("What this reading would earn in training by reinforcement, term by term.")
             with gr.Row():
                 truth.render()
                 with gr.Column(scale=3, min_width=280, elem_classes="with-truth"):
@@ -414,40 +429,88 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
                     earned = gr.HTML(NO_TRUTH, label="Reward", apply_default_css=False, elem_id="earned")
                 with gr.Column(scale=1, min_width=220, elem_classes="with-truth"):
                     errors = gr.HTML(label="Errors", apply_default_css=False, elem_id="errors")
+            group = gr.HTML(label="Group", apply_default_css=False, elem_id="group")
             with gr.Accordion("Weights", elem_classes="with-truth"), gr.Row(elem_id="weights"):
                 weights = [
                     gr.Slider(label=term, buttons=[], min_width=140, elem_id=f"weight-{term}", **field)
                     for term, field in zip(TERMS, fields_of("vitomr"), strict=True)
                 ]
+            with gr.Column(elem_classes="with-truth"):
+                diff = gr.HTML(label="Differences, engraved", apply_default_css=False, elem_id="diff")
+                with gr.Accordion("Differences, token by token", open=False):
+                    token_diff = gr.HTML(label="Differences, token by token", elem_id="token-diff")
+        with gr.Tab("Under the hood"):
+            gr.Markdown(
+                "### Where the reader looked\nChoose a token, or go along them with the arrow keys: the patches that "
+                "two attention heads of the decoder looked at while it was written."
+            )
+            gr.HTML(hint_html("idle", "Read a picture first."), elem_classes="before-reading")
+            line = gr.Dropdown([], label="Line of music", visible=False, elem_id="line")
+            gaze = gr.HTML(label="Look", apply_default_css=False, elem_id="gaze")
+            gr.Markdown("### What the masked autoencoder sees")
+            with gr.Row(visible=seer() is not None):
+                ratio = gr.Slider(0.1, 0.95, 0.75, step=0.05, label="Share of patches that is hidden", elem_id="ratio")
+                mask_seed = gr.Number(0, precision=0, label="Seed", elem_id="mask-seed")
+            imagined = gr.HTML(
+                hint_html("idle", "Read a picture first." if seer() else NO_MAE),
+                label="Imagined", apply_default_css=False, elem_id="imagined",
+            )  # fmt: skip
+            gr.Markdown("### The model card")
+            gr.Markdown(card(), elem_id="card")
     with gr.Accordion("What is this", open=False):
         gr.Markdown(ABOUT)
 
-    finished = gr.State()  # the tokens of the reading
-    measured = gr.State()  # preset → Breakdown
-    outputs = [status, normal_form, score, tokens, *files, finished]
-    read = {"fn": transcribe, "inputs": picture, "outputs": outputs}
+    how = [way, beam, temperature, top_k, top_p, grammar, seed, samples, pages]
+    outputs = [status, original, score, tokens, *files, taken]
+    belongings = [readings, lmx, xml, frames, boxes, line, gaze]
+    read = {"fn": transcribe, "inputs": [picture, *how, boxes], "outputs": outputs}
     read |= {"preprocess": False}  # gradio checks where the file lies, and nobody but vitomr opens it
     read |= {"show_progress": "minimal", "show_progress_on": status}
-    private = {"api_visibility": "private"}
+    compared = [measured, earned, group, errors, diff, token_diff]
+    nothing = [None, "", "", "", "", ""]
     # first goes what belonged to the picture before: the page asks for the effects of one event one after the other
-    compared, nothing = [measured, earned, errors], [None, "", ""]
-    picture.upload(lambda: [None, *nothing], outputs=[truth, *compared], queue=False, **private)
-    examples.load_input_event.then(lambda: nothing, outputs=compared, queue=False, **private)
+    quick = {"queue": False, **private}
+    picture.upload(lambda: [None, "", None, *nothing], outputs=[truth, boxes, pdf, *compared], **quick)
+    pdf.upload(lambda: [None, "", None, *nothing], outputs=[truth, boxes, picture, *compared], **quick)
+    examples.load_input_event.then(lambda: ["", None, *nothing], outputs=[boxes, pdf, *compared], **quick)
+    from_pdf = read | {"inputs": [pdf, *how, boxes]}
     reading = [
         picture.upload(**read, api_name="transcribe", trigger_mode="always_last"),
         examples.load_input_event.then(**read, **private),
+        pdf.upload(**from_pdf, **private),
     ]
+    either = lambda picture, pdf, *rest: (yield from transcribe(picture or pdf, *rest))
+    for button in (again, reread):
+        reading.append(button.click(**read | {"fn": either, "inputs": [picture, pdf, *how, boxes]}, **private))
     picture.clear(
-        lambda: [*page(IDLE), None, *nothing], outputs=[*outputs, truth, *compared],
-        cancels=reading, queue=False, **private,
+        lambda: [*outputs_of(IDLE), None, *nothing, *reveal(None)], outputs=[*outputs, truth, *compared, *belongings],
+        cancels=reading, **quick,
     )  # fmt: skip
+
+    shown = {"show_progress": "hidden", **private}
+    picked = readings.input(select, [taken, readings], outputs, **shown)
+    corrected = [
+        apply_lmx.click(edit_lmx, [taken, lmx], [edited, *outputs], **shown),
+        apply_xml.click(edit_musicxml, [taken, xml], [edited, *outputs], **shown),
+    ]
+    line.input(looked, [taken, line], gaze, **shown)
+    dreamt = [imagine, [taken, ratio, mask_seed], imagined]
+    if seer():
+        gr.on([ratio.release, mask_seed.input], *dreamt, **shown)
 
     scoring = {"show_progress": "hidden", "trigger_mode": "always_last", **private}
     as_is = {"preprocess": False}  # as for pictures; and a number beyond the end of its slider is a weight too
-    for event in (*(r.then for r in reading), truth.upload, truth.clear):
-        event(measure, [finished, truth, preset, *weights], compared, **scoring, **as_is)
-    preset.input(choose, [measured, preset], [earned, *weights], queue=False, **scoring)
-    gr.on([w.input for w in weights], rescore, [measured, preset, *weights], earned, queue=False, **scoring, **as_is)
+    for event in (*(r.then for r in (*reading, picked, *corrected)), truth.upload, truth.clear):
+        event(measure, [taken, truth, preset, *weights], compared, **scoring, **as_is)
+    for event in (*reading, picked, *corrected):
+        event.then(reveal, taken, belongings, **shown)
+        if seer():
+            event.then(*dreamt, **shown)
+    preset.input(choose, [measured, preset], [earned, group, *weights], queue=False, **scoring)
+    gr.on(
+        [w.input for w in weights], rescore, [measured, preset, *weights], [earned, group],
+        queue=False, **scoring, **as_is,
+    )  # fmt: skip
 
 demo.queue(default_concurrency_limit=1, max_size=20)
 
@@ -456,6 +519,9 @@ if __name__ == "__main__":
         reader()
     except ValueError as e:  # WeightsError
         raise SystemExit(f"app.py: {e}; VITOMR_WEIGHTS names another folder or hub id") from None
+    mcp = bool(os.environ.get("VITOMR_MCP"))
+    if mcp and importlib.util.find_spec("mcp") is None:
+        raise SystemExit("app.py: VITOMR_MCP asks for an MCP server; install what it needs: pip install 'gradio[mcp]'")
     Thread(target=warm, daemon=True).start()
-    options = {"ssr_mode": False, "run_history": False, "share": False, "max_file_size": "60mb"}
-    demo.launch(theme=THEME, css=CSS, footer_links=["api", "settings"], **options)
+    options = {"ssr_mode": False, "run_history": False, "share": False, "max_file_size": "60mb", "mcp_server": mcp}
+    demo.launch(theme=THEME, css=CSS, head=SCRIPT, footer_links=["api", "settings"], **options)

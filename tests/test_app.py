@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import music21
@@ -19,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vitomr import views
 from vitomr.decoder import READERS, Reader, save_reader
 from vitomr.figures import TERM_COLOURS
 from vitomr.notation.lmx import linearise, to_musicxml
@@ -32,6 +34,7 @@ EXAMPLES = ROOT / "examples"
 SCAN = EXAMPLES / "bach-invention-1-scan-1.png"
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 CHROMIUM += ["--disable-background-networking", "--disable-component-update"]
+CHROMIUM += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera that sees no music
 BARS = re.compile(r"\b(\d+) bars?\b")
 
 
@@ -112,8 +115,20 @@ class Visit:
     def read(self, picture: Path, kind: str = "done") -> str:
         "Hand in a picture; the status line at the end."
         self.page.set_input_files("#picture input[type=file]", picture)
-        self.page.wait_for_selector(f".status.{kind}")
-        return self.page.inner_text(".status")
+        self.page.wait_for_selector(f"#status p.{kind}")
+        return self.page.inner_text("#status .status")
+
+    def tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name).click()
+
+    def example(self, name: str) -> list[str]:
+        "Pick an example; the tokens that were read."
+        self.page.get_by_role("button", name=name).click()
+        self.page.wait_for_selector("#status p.done")
+        return self.tokens()
+
+    def tokens(self) -> list[str]:
+        return self.page.locator("#tokens .bars .lmx").all_inner_texts()
 
     def boxes(self, selector: str) -> list[dict]:
         return [e.bounding_box() for e in self.page.locator(selector).all()]
@@ -140,7 +155,7 @@ def test_picture_in_score_out(visit, tmp_path):
     status, page = visit.read(SCAN), visit.page
     assert page.locator("#score svg").first.bounding_box()["width"] > 300
     assert page.locator("#score svg g.measure").count() == page.locator("#tokens .bars > li").count()
-    for suffix in ("musicxml", "midi", "mxl", "lmx", "svg"):
+    for suffix in ("musicxml", "mid", "mxl", "lmx", "svg"):
         with page.expect_download() as download:
             page.click(f"#download-{suffix}")
         path = tmp_path / download.value.suggested_filename
@@ -160,20 +175,19 @@ def test_error_is_one_line_and_the_next_picture_is_read(visit, blank, tmp_path):
     no_picture = tmp_path / "words.png"
     no_picture.write_text("not a picture")
     assert "\n" not in visit.read(no_picture, "error")
-    visit.page.get_by_role("button", name="Schubert, voice").click()
-    visit.page.wait_for_selector(".status.done")
+    visit.example("Schubert, voice")
     assert visit.page.is_visible("#score svg") and visit.page.is_visible("#download-musicxml")
     visit.page.get_by_label("Remove Image").click()
-    visit.page.wait_for_selector(".status.idle")
+    visit.page.wait_for_selector("#status p.idle")
     assert not visit.page.is_visible("#results")
 
 
 def test_reward_of_an_example(visit):
     "Measured once under the preset, then at once under other presets and weights."
-    page, name = visit.page, "schumann-rosen-voice"
-    page.get_by_role("button", name="Schumann, voice").click()
+    page, true = visit.page, (EXAMPLES / "schumann-rosen-voice.lmx").read_text().split()
+    pred = visit.example("Schumann, voice")
+    visit.tab("Reward")
     page.wait_for_selector("#earned .terms")
-    pred, true = page.locator("#tokens .bars .lmx").all_inner_texts(), (EXAMPLES / f"{name}.lmx").read_text().split()
     expected = {preset: reward(pred, true, preset, terms=TERMS) for preset in PRESETS}
     visit.total(expected["vitomr"].total)
     raw = page.locator("#earned tbody td:nth-child(3)").all_inner_texts()
@@ -195,6 +209,8 @@ def test_truth_of_a_picture_of_ones_own(visit, tmp_path):
     "None at first, then a file; a bad one is one line, and a new picture forgets it."
     page, truth = visit.page, "#truth input[type=file]"
     visit.read(SCAN)
+    pred = visit.tokens()
+    visit.tab("Reward")
     page.wait_for_selector("#earned .hint.idle")
     assert "musicxml" in page.inner_text("#earned") and not page.is_visible("#weights")
     bad = tmp_path / "<b>truth<b>.lmx"
@@ -207,10 +223,175 @@ def test_truth_of_a_picture_of_ones_own(visit, tmp_path):
     page.wait_for_selector("#earned .hint.idle")
     page.set_input_files(truth, SCAN.with_suffix(".musicxml"))
     page.wait_for_selector("#earned .terms")
-    pred = page.locator("#tokens .bars .lmx").all_inner_texts()
     visit.total(reward(pred, SCAN.with_suffix(".lmx").read_text().split()).total)
+    assert page.locator("#diff .sheet").count() == 2 and page.locator("#diff .note[fill]").count() > 5
+    visit.tab("Transcribe")
     visit.read(EXAMPLES / "schumann-rosen-voice.png")
+    visit.tab("Reward")
     page.wait_for_selector("#earned .hint.idle")
+
+
+def test_a_bar_lights_up_on_both_sides(visit):
+    "By pointer on either side, by keyboard, and again to put it out."
+    page = visit.page
+    visit.example("Schubert, voice")
+    lit = "[...document.querySelectorAll('.lit')].map(e => [e.closest('#original, #score').id, e.dataset.bar])"
+    both = lambda n: [["original", str(n)], ["score", str(n)]]
+    page.locator("#original polygon.bar").nth(2).click()
+    assert sorted(page.evaluate(lit)) == both(2)
+    page.locator("#score g.measure .glass").nth(0).click(position={"x": 5, "y": 5})
+    assert sorted(page.evaluate(lit)) == both(0)
+    page.locator("#score g.measure").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert sorted(page.evaluate(lit)) == both(1)
+    page.keyboard.press("Enter")
+    assert page.evaluate(lit) == []
+    outlines = visit.boxes("#original polygon.bar")
+    assert len(outlines) == 4 and [b["x"] for b in outlines] == sorted(b["x"] for b in outlines)
+    assert "% sure" in page.locator("#score g.note title").first.text_content()
+
+
+def test_playing_moves_a_highlight(visit):
+    page = visit.page
+    visit.example("Schubert, voice")
+    page.locator(".player .tempo").fill("200")
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_selector("#score .note.sounding")
+    first = page.get_attribute("#score .note.sounding", "id")
+    page.wait_for_selector(f"#score .note.sounding:not([id='{first}'])")
+    assert page.locator("#original .playing").count() == page.locator("#score .playing").count() == 1
+    page.get_by_role("button", name="Pause").click()
+    assert page.locator(".sounding").count() == 0
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_selector("#score .note.sounding")
+    page.get_by_role("button", name="Stop").click()
+    assert page.locator(".sounding, .playing").count() == 0
+
+
+def test_corrections_are_engraved_and_downloaded(visit, tmp_path):
+    page = visit.page
+    pred = visit.example("Schubert, voice")
+    page.get_by_role("button", name="Correct it").click()
+    text = page.locator("#lmx textarea")
+    before = text.input_value()
+    assert before.split() == pred
+    text.fill(before + " <b>oops")
+    page.click("#apply-lmx")
+    page.wait_for_selector("#edited .error")
+    assert "unknown LMX token '<b>oops'" in page.inner_text("#edited") and visit.tokens() == pred
+    text.fill(before + "\nmeasure C4 quarter stem:up")
+    page.click("#apply-lmx")
+    page.wait_for_selector("#edited .done")
+    assert visit.tokens() == [*pred, "measure", "C4", "quarter", "stem:up"]
+    assert page.locator("#score g.measure").count() == 5
+    with page.expect_download() as download:
+        page.click("#download-lmx")
+    download.value.save_as(tmp_path / "edited.lmx")
+    assert (tmp_path / "edited.lmx").read_text().split()[-1] == "stem:up"
+    page.get_by_role("tab", name="MusicXML").click()
+    xml = page.locator("#xml textarea")
+    page.wait_for_function("document.querySelector('#xml textarea').value.includes('<step>C</step>')")
+    xml.fill(xml.input_value()[:-30])
+    page.click("#apply-xml")
+    page.wait_for_selector("#edited .error")
+    assert "well-formed" in page.inner_text("#edited")
+
+
+def test_draws_are_ranked_and_compared(visit):
+    "Three draws: the likeliest is shown, another can be chosen, and the reward sets them side by side."
+    page = visit.page
+    page.get_by_role("button", name="How to read").click()
+    page.get_by_role("radio", name="Sampling").click()
+    page.locator("#temperature input[type=number]").fill("1.5")
+    page.locator("#samples input[type=number]").fill("3")
+    first = visit.example("Schumann, voice")
+    page.wait_for_selector("#readings input >> nth=2")
+    labels = page.locator("#readings label").all_inner_texts()
+    scores = [float(re.search(r"\N{MINUS SIGN}(\d\.\d+)", text)[1]) for text in labels]
+    assert scores == sorted(scores) and page.locator("#readings input").first.is_checked()
+    page.locator("#readings input").nth(2).click()
+    page.wait_for_timeout(1500)
+    assert visit.tokens() != first or scores[0] == scores[2]
+    visit.tab("Reward")
+    page.wait_for_selector("#group tbody tr >> nth=2")
+    gains = [float(t.replace("\N{MINUS SIGN}", "-")) for t in page.locator("#group td:nth-child(4)").all_inner_texts()]
+    assert sum(gains) == pytest.approx(0, abs=0.02)
+
+
+def test_the_look_at_a_token(visit):
+    page = visit.page
+    tokens = visit.example("Schubert, voice")
+    visit.tab("Under the hood")
+    page.wait_for_selector("#gaze .chosen")
+    note = tokens.index("C5")
+    page.locator("#gaze .lmx[data-token]").nth(note).click()
+    assert f"Token {note + 1} of {len(tokens)}: C5" in page.inner_text("#gaze .said")
+    (x, width), before = page.evaluate("(e => [[e.x.baseVal.value, e.ownerSVGElement.viewBox.baseVal.width], "
+                                       "e.parentNode.innerHTML])(document.querySelector('.gaze rect'))")
+    assert 0.3 < x / width < 0.5  # the second bar of four
+    page.locator("#gaze .bars").focus()
+    page.keyboard.press("ArrowRight")
+    assert f"Token {note + 2} of" in page.inner_text("#gaze .said")
+    assert "What it sees" in page.inner_text("#imagined") or "No weights" in page.inner_text("#imagined")
+    assert "Does not read." in page.inner_text("#card")
+
+
+@pytest.fixture(scope="module")
+def sheet_of_two(tmp_path_factory):
+    "A page with two systems."
+    lines = [Image.open(EXAMPLES / f"{name}.png").convert("L") for name in ("schubert-fruehlingstraum-voice",) * 2]
+    page = Image.new("L", (lines[0].width + 200, 1100), 255)
+    for i, line in enumerate(lines):
+        page.paste(line, (100, 150 + 400 * i))
+    path = tmp_path_factory.mktemp("pages") / "page.png"
+    page.save(path)
+    return path
+
+
+def test_a_page_its_systems_and_a_pdf(visit, sheet_of_two, tmp_path):
+    "Systems are found; a deleted one is not read again; a PDF of the page is read like the page."
+    page = visit.page
+    status = visit.read(sheet_of_two)
+    assert status.startswith("2 systems, 8 bars"), status
+    assert page.locator("#original .system").count() == 2 and page.locator("#original polygon.bar").count() == 8
+    page.get_by_role("button", name="Correct the systems").click()
+    page.wait_for_selector("#frames rect.box >> nth=1")
+    page.locator("#frames rect.box").nth(1).click()
+    page.keyboard.press("Delete")
+    page.click("#reread")
+    page.get_by_text("4 bars,").wait_for()
+    assert page.locator("#original polygon.bar").count() == 4
+    pdf = tmp_path / "two pages.pdf"
+    Image.open(sheet_of_two).save(pdf, resolution=200, save_all=True, append_images=[Image.open(sheet_of_two)])
+    page.get_by_role("button", name="How to read").click()
+    page.locator("#pages input, #pages textarea").fill("2")
+    page.set_input_files("input[type=file][accept*=pdf]", pdf)
+    page.get_by_text("2 systems, 8 bars").wait_for()
+
+
+def test_a_photo_from_the_camera_is_read(visit):
+    for button in ("Capture from camera", "Click to Access Webcam"):
+        visit.page.get_by_role("button", name=button).click()
+    visit.page.wait_for_function("document.querySelector('#picture video')?.videoWidth > 0")
+    visit.page.get_by_role("button", name="capture photo").click()
+    visit.page.wait_for_selector("#status p.error")
+    assert "no staff lines" in visit.page.inner_text("#status .status")
+
+
+def test_two_people_at_once(chromium, url):
+    "Each gets what was asked for."
+    people = [Visit(chromium, url) for _ in range(2)]
+    names = ["schubert-fruehlingstraum-voice", "schumann-rosen-voice"]
+    for person, name in zip(people, names, strict=True):
+        person.page.set_input_files("#picture input[type=file]", EXAMPLES / f"{name}.png")
+    read = []
+    for person in people:
+        person.page.wait_for_selector("#status p.done")
+        read.append(person.tokens())
+    keys = ["key:fifths:3", "key:fifths:-3"]
+    assert [next(t for t in tokens if t.startswith("key:")) for tokens in read] == keys
+    for person in people:
+        person.leave()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -222,10 +403,14 @@ def test_phone(chromium, url, scheme):
     style = "e => [getComputedStyle(e).color, getComputedStyle(e.closest('.sheet')).backgroundColor]"
     ink = phone.page.locator("#score svg g.staff path").first.evaluate(style)
     assert ink == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
-    phone.page.get_by_role("button", name="Schubert, voice").click()
+    phone.example("Schubert, voice")
+    phone.tab("Reward")
     phone.page.wait_for_selector("#earned .terms")
     assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert min(b["width"] for b in phone.boxes("#earned tbody .track, #weights input[type=range]")) > 80
+    phone.tab("Under the hood")
+    phone.page.wait_for_selector("#gaze .chosen")
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
     phone.leave()
 
 
@@ -240,13 +425,14 @@ def test_client_gets_growing_scores_and_files(client):
     from gradio_client import handle_file
 
     described = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
-    assert [p["parameter_name"] for p in described["/transcribe"]["parameters"]] == ["picture"]
+    names = [p["parameter_name"] for p in described["/transcribe"]["parameters"]]
+    assert names == ["picture", *"way beam temperature top_k top_p grammar seed samples pages boxes".split()]
+    assert list(described) == ["/transcribe"]
     job = client.submit(picture=handle_file(SCAN), api_name="/transcribe")
     status, picture, score, tokens, *files = job.result(timeout=90)
     bars = [int(found[1]) for out in job.outputs() if (found := BARS.search(out[0]))]
     assert len(bars) > 1 and bars == sorted(bars)
-    assert "<svg" in score and "measure" in tokens
-    assert Image.open(picture).size[0] > 300
+    assert "<svg" in score and "measure" in tokens and 'data-bar="0"' in picture
     assert {Path(f).suffix for f in files} == set(SUFFIXES)
     assert len(music21.converter.parse(files[0]).parts[0].getElementsByClass("Measure")) == bars[-1]
 
@@ -290,18 +476,18 @@ HOSTILE = [
 
 def test_html_escapes_every_string(app):
     tokens = [*HOSTILE, "measure", *HOSTILE]
-    shown = ET.fromstring(f"<div>{app.tokens_html(tokens, [-0.1 * i for i in range(len(tokens))])}</div>")
+    shown = ET.fromstring(f"<div>{views.tokens_html(tokens, [-0.1 * i for i in range(len(tokens))])}</div>")
     assert {e.tag for e in shown.iter()} == {"div", "p", "ol", "li", "span"}
     assert [e.text for e in shown.iterfind("ol/li/span")] == tokens
-    assert {k for e in shown.iter() for k in e.keys()} == {"class", "title", "tabindex"}
+    assert {k for e in shown.iter() for k in e.keys()} == {"class", "title", "tabindex", "data-token"}
     for text in HOSTILE:
-        status = ET.fromstring(app.status_html("error", text))
+        status = ET.fromstring(views.status_html("error", text))
         assert (status.text, status.keys(), len(status)) == (text, ["class", "role"], 0)
 
 
 def test_hostile_tokens_leave_no_trace_in_the_engraving(app):
     score = to_musicxml(["measure", *HOSTILE, "C4", "quarter"])
-    svg = app.sheet_html(app.render_svg(score, options={"svgViewBox": True}))
+    svg = views.sheet_html(views.engraving(score))
     assert "alert" not in svg and "<script" not in svg
 
 
@@ -320,7 +506,7 @@ def test_every_term_has_its_colour_and_its_place(app):
     weights = {t: -1.0 if t in app.PENALTIES else 1.0 for t in TERMS}
     worst = {**dict.fromkeys(TERMS, 0.0), "WF": -3.0, **dict.fromkeys(app.PENALTIES, 1.0)}
     for found in (Breakdown(worst, weights), Breakdown(dict.fromkeys(TERMS, 1.0), dict.fromkeys(TERMS, 1.0))):
-        table = ET.fromstring(app.reward_html(found))
+        table = ET.fromstring(views.reward_html(found))
         for term, row in zip(TERMS, table.iterfind("tbody/tr"), strict=True):
             assert row[0].text == term and row[1].text
             raw, weighted = (dict(d.split(": ") for d in i.get("style").split("; ")) for i in row.iter("i"))
@@ -336,7 +522,7 @@ def test_every_term_has_its_colour_and_its_place(app):
 
 def test_reward_of_nothing_weighs_nothing(app):
     found = Breakdown(dict.fromkeys(TERMS, 0.0), dict.fromkeys(TERMS, 0.0))
-    assert ET.fromstring(app.reward_html(found)).find("tfoot/tr")[5].text == "0.000"
+    assert ET.fromstring(views.reward_html(found)).find("tfoot/tr")[5].text == "0.000"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -349,25 +535,26 @@ def test_fields_hold_the_weights_of_the_preset(app, preset):
 
 def test_weights_are_scored_without_measuring(app, monkeypatch):
     true = (EXAMPLES / "schumann-rosen-voice.lmx").read_text().split()
-    measured = {preset: reward(true[:-5], true, preset, terms=TERMS) for preset in PRESETS}
+    found = {preset: reward(true[:-5], true, preset, terms=TERMS) for preset in PRESETS}
+    measured = {"of": {preset: [b, b] for preset, b in found.items()}, "at": 1}
     monkeypatch.setattr(app, "reward", None)
     shown = app.rescore(measured, "notes", None, "7", float("nan"), *[0.5] * 6)  # emptied and impossible fields count 0
-    expected = measured["notes"].reweighted({t: 0.0 if t in ("TED", "TEDn", "WF") else 0.5 for t in TERMS})
-    assert shown == app.reward_html(expected)
-    assert app.choose(measured, "vitomr")[0] == app.reward_html(measured["vitomr"])
+    expected = found["notes"].reweighted({t: 0.0 if t in ("TED", "TEDn", "WF") else 0.5 for t in TERMS})
+    assert shown[0] == views.reward_html(expected) and "teaches nothing" in shown[1]
+    assert app.choose(measured, "vitomr")[0] == views.reward_html(found["vitomr"])
 
 
 def test_names_and_tokens_of_a_truth_are_escaped(app, tmp_path):
-    weights = [0.1] * len(TERMS)
+    weights, taken = [0.1] * len(TERMS), {"sheets": [SimpleNamespace(parts=[["measure"]])], "at": 0}
     for i, text in enumerate(t for t in HOSTILE if "/" not in t):
         for path in (tmp_path / f"{text}.pdf", tmp_path / f"{i}.lmx"):
             path.write_text(f"measure {text.replace(' ', '')}")
-            *_, (measured, line, errors) = app.measure(["measure"], {"path": str(path)}, "vitomr", *weights)
+            *_, (measured, line, *others) = app.measure(taken, {"path": str(path)}, "vitomr", *weights)
             hint = ET.fromstring(line)
-            assert measured is None and not errors and len(hint) == 0 and "\n" not in hint.text
+            assert measured is None and not any(others) and len(hint) == 0 and "\n" not in hint.text
             assert hint.get("class") == "hint error" and (text if path.suffix == ".pdf" else "unknown") in hint.text
 
 
 def test_no_truth_is_a_friendly_line(app):
-    ((measured, line, errors),) = app.measure(["measure"], None, "vitomr", *[0.1] * len(TERMS))
-    assert measured is None and not errors and "error" not in line and ".mxl" in line
+    ((measured, line, *others),) = app.measure({}, None, "vitomr", *[0.1] * len(TERMS))
+    assert measured is None and not any(others) and "error" not in line and ".mxl" in line

@@ -1,0 +1,389 @@
+// The page's own script: bars that light up on both sides, playing, looks, boxes. No library, no network.
+(() => {
+  "use strict";
+  const SVG = "http://www.w3.org/2000/svg";
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const score = () => document.querySelector("#score .sheet");
+
+  // Bars. An engraved bar is only as clickable as its ink, so each gets a sheet of glass behind it.
+
+  function glaze(svg) {
+    svg.dataset.glazed = "1";
+    for (const bar of all("g.measure", svg)) {
+      const staves = all(":scope > g.staff", bar).map((s) => s.getBBox()).filter((b) => b.width);
+      if (!staves.length) continue;
+      const x = Math.min(...staves.map((b) => b.x)), right = Math.max(...staves.map((b) => b.x + b.width));
+      const y = Math.min(...staves.map((b) => b.y)), low = Math.max(...staves.map((b) => b.y + b.height));
+      const glass = document.createElementNS(SVG, "rect");
+      const box = { x, y: y - 90, width: right - x, height: low - y + 180 };
+      for (const [k, v] of Object.entries(box)) glass.setAttribute(k, v);
+      glass.classList.add("glass");
+      bar.prepend(glass);
+      const n = Number(bar.dataset.bar) + 1;
+      if (svg.closest("#score")) {
+        bar.setAttribute("tabindex", "0");
+        bar.setAttribute("role", "button");
+        bar.setAttribute("aria-label", `Bar ${n}${bar.classList.contains("odd") ? ", does not add up" : ""}`);
+      }
+    }
+  }
+
+  let lit = null; // the chosen bar
+
+  function light(n, kind = "lit") {
+    for (const e of all(`.${kind}[data-bar]`)) e.classList.remove(kind);
+    if (n === null) return;
+    for (const e of all(`#original [data-bar="${n}"], #score [data-bar="${n}"]`)) e.classList.add(kind);
+  }
+
+  function follow(n, from) {
+    for (const e of all(`#original [data-bar="${n}"], #score g.measure[data-bar="${n}"]`)) {
+      if (from && from.closest("#original, #score") === e.closest("#original, #score")) continue;
+      const frame = e.closest(".sheet, .paper"), a = e.getBoundingClientRect(), b = frame.getBoundingClientRect();
+      if (a.left < b.left || a.right > b.right) frame.scrollLeft += a.left - b.left - 40; // sideways, inside its frame
+      if (a.top < b.top || a.bottom > b.bottom) frame.scrollTop += a.top - b.top - 40;
+    }
+  }
+
+  function choose(e) {
+    const n = e.dataset.bar;
+    lit = lit === n ? null : n;
+    light(lit);
+    if (lit !== null) {
+      follow(lit, e);
+      player.seek(Number(lit));
+    }
+  }
+
+  // Playing. Notes are a fundamental with a few partials, struck and fading; all of it is computed here.
+
+  const player = {
+    at: 0, rate: 1, on: false, next: 0, started: 0, timer: 0, sounding: [],
+    load() {
+      const sheet = score(), text = sheet && sheet.dataset.sounds;
+      if (text !== this.text) {
+        this.stop();
+        this.text = text;
+        this.score = text ? JSON.parse(text) : { notes: [], bars: [] };
+        this.score.notes.sort((a, b) => a[1] - b[1]);
+        this.end = Math.max(0, ...this.score.notes.map((n) => n[1] + n[2]));
+      }
+      return this.score.notes.length > 0;
+    },
+    now() {
+      return this.on ? this.at + (performance.now() - this.started) * this.rate : this.at;
+    },
+    strike(pitch, delay, length) {
+      const t = this.audio.currentTime + Math.max(0, delay), tone = this.audio.createOscillator();
+      const gain = this.audio.createGain(), loud = 0.16 * Math.min(1.2, Math.max(0.5, (90 - pitch) / 30 + 0.5));
+      tone.setPeriodicWave(this.wave);
+      tone.frequency.value = 440 * 2 ** ((pitch - 69) / 12);
+      gain.gain.setValueAtTime(0, t);
+      gain.gain.linearRampToValueAtTime(loud, t + 0.008);
+      gain.gain.exponentialRampToValueAtTime(loud * 0.35, t + 0.008 + Math.min(0.5, length));
+      gain.gain.setTargetAtTime(0, t + length, 0.06);
+      tone.connect(gain).connect(this.out);
+      tone.start(t);
+      tone.stop(t + length + 0.5);
+      tone.onended = () => this.voices.delete(tone);
+      this.voices.add(tone);
+    },
+    play() {
+      if (!this.load()) return;
+      if (!this.audio) {
+        this.audio = new AudioContext();
+        this.out = this.audio.createDynamicsCompressor();
+        this.out.connect(this.audio.destination);
+        const partials = new Float32Array([0, 1, 0.45, 0.3, 0.15, 0.1, 0.06, 0.03]);
+        this.wave = this.audio.createPeriodicWave(new Float32Array(partials.length), partials);
+        this.voices = new Set();
+      }
+      this.audio.resume();
+      if (this.at >= this.end) this.at = 0;
+      this.next = this.score.notes.findIndex((n) => n[1] >= this.at - 1);
+      if (this.next < 0) this.next = this.score.notes.length;
+      this.started = performance.now();
+      this.on = true;
+      this.timer = setInterval(() => this.tick(), 40);
+      this.tick();
+      this.show();
+    },
+    tick() {
+      const now = this.now(), ahead = now + 200 * this.rate, notes = this.score.notes;
+      for (; this.next < notes.length && notes[this.next][1] < ahead; this.next++) {
+        const [, start, length, pitch] = notes[this.next];
+        this.strike(pitch, (start - now) / this.rate / 1000, length / this.rate / 1000);
+      }
+      const here = notes.filter((n) => n[1] <= now && now < n[1] + n[2]).map((n) => n[0]);
+      for (const id of this.sounding.filter((i) => !here.includes(i))) this.mark(id, false);
+      for (const id of here.filter((i) => !this.sounding.includes(i))) this.mark(id, true);
+      this.sounding = here;
+      const bar = this.score.bars.findLastIndex((t) => t <= now);
+      if (bar !== this.bar) {
+        this.bar = bar;
+        light(bar, "playing");
+        follow(bar);
+      }
+      if (now >= this.end) this.stop();
+    },
+    mark(id, on) {
+      const sheet = score(), note = sheet && sheet.querySelector(`[id="${CSS.escape(id)}"]`);
+      if (note) note.classList.toggle("sounding", on);
+    },
+    hush() {
+      clearInterval(this.timer);
+      for (const tone of this.voices || []) tone.stop();
+      for (const id of this.sounding) this.mark(id, false);
+      this.sounding = [];
+      this.bar = null;
+    },
+    pause() {
+      this.at = this.now();
+      this.on = false;
+      this.hush();
+      this.show();
+    },
+    stop() {
+      this.on = false;
+      this.at = 0;
+      this.hush();
+      light(null, "playing");
+      this.show();
+    },
+    seek(bar) {
+      if (!this.load()) return;
+      const was = this.on;
+      if (was) this.pause();
+      this.at = this.score.bars[bar] ?? 0;
+      if (was) this.play();
+    },
+    tempo(rate) {
+      const was = this.on;
+      if (was) this.pause();
+      this.rate = rate;
+      if (was) this.play();
+    },
+    show() {
+      for (const b of all(".player .play")) {
+        b.textContent = this.on ? "Pause" : "Play";
+        b.setAttribute("aria-pressed", this.on);
+      }
+    },
+  };
+
+  // Looks: the patches that a token was read from, drawn over the picture.
+
+  function gaze(n) {
+    const panel = document.querySelector(".gaze");
+    if (!panel) return;
+    const { columns, patch, maps, tokens } = (panel.read ??= JSON.parse(panel.dataset.gaze));
+    n = Math.max(0, Math.min(tokens.length - 1, n));
+    panel.dataset.token = n;
+    const svg = panel.querySelector("svg"), most = Math.max(...maps[n].map((m) => m[1]), 0.01);
+    svg.replaceChildren(
+      ...maps[n].map(([i, share]) => {
+        const cell = document.createElementNS(SVG, "rect");
+        const at = { x: (i % columns) * patch, y: Math.floor(i / columns) * patch, width: patch, height: patch };
+        for (const [k, v] of Object.entries(at)) cell.setAttribute(k, v);
+        cell.style.opacity = 0.15 + 0.6 * (share / most);
+        return cell;
+      }),
+    );
+    for (const e of all("#gaze .lmx[data-token]")) e.classList.toggle("chosen", Number(e.dataset.token) === n);
+    const chosen = document.querySelector("#gaze .chosen"), list = chosen && chosen.closest(".bars");
+    if (list) {
+      const a = chosen.getBoundingClientRect(), b = list.getBoundingClientRect();
+      if (a.top < b.top || a.bottom > b.bottom) list.scrollTop += a.top - b.top - 20;
+    }
+    document.querySelector("#gaze .said").textContent = `Token ${n + 1} of ${tokens.length}: ${tokens[n]}`;
+  }
+
+  // Events, on the document: what they belong to comes and goes with every reading.
+
+  document.addEventListener("click", (event) => {
+    const at = (selector) => event.target.closest && event.target.closest(selector);
+    if (at(".player .play")) return player.on ? player.pause() : player.play();
+    if (at(".player .halt")) return player.stop();
+    const token = at("#gaze .lmx[data-token]");
+    if (token) return gaze(Number(token.dataset.token));
+    const bar = at("#original polygon.bar, #score g.measure");
+    if (bar) return choose(bar);
+    if (at("#frames .add")) boxes.add();
+    if (at("#frames .drop") && boxes.chosen) boxes.remove(boxes.chosen);
+  });
+
+  document.addEventListener("input", (event) => {
+    if (event.target.matches(".player .tempo")) {
+      player.tempo(Number(event.target.value) / 100);
+      event.target.nextElementSibling.textContent = `${event.target.value} %`;
+    }
+  });
+
+  document.addEventListener("keydown", (event) => {
+    if (boxes.key(event)) return;
+    const bar = event.target.closest && event.target.closest("#original polygon.bar, #score g.measure");
+    if (bar && (event.key === "Enter" || event.key === " ")) {
+      event.preventDefault();
+      choose(bar);
+    } else if (event.target.closest && event.target.closest("#gaze .bars") && /^Arrow(Left|Right)$/.test(event.key)) {
+      event.preventDefault();
+      const panel = document.querySelector(".gaze");
+      gaze(Number(panel.dataset.token ?? 0) + (event.key === "ArrowRight" ? 1 : -1));
+    }
+  });
+
+  // Boxes around systems: drag, resize, delete, add. A text field that nobody sees carries them to the server as JSON.
+
+  const boxes = {
+    chosen: null,
+    rects: (page) => all("rect.box", page),
+    make(svg, x0, y0, x1, y1) {
+      const rect = document.createElementNS(SVG, "rect");
+      rect.classList.add("box");
+      rect.setAttribute("tabindex", "0");
+      rect.setAttribute("role", "button");
+      this.place(rect, x0, y0, x1, y1);
+      svg.append(rect);
+      return rect;
+    },
+    edges(rect) {
+      const [x, y, w, h] = ["x", "y", "width", "height"].map((k) => Number(rect.getAttribute(k)));
+      return [x, y, x + w, y + h];
+    },
+    place(rect, x0, y0, x1, y1) {
+      const x = Math.min(x0, x1), y = Math.min(y0, y1);
+      const box = { x, y, width: Math.abs(x1 - x0), height: Math.abs(y1 - y0) };
+      for (const [k, v] of Object.entries(box)) rect.setAttribute(k, Math.round(v));
+    },
+    open(page) {
+      page.dataset.open = "1";
+      const svg = page.querySelector("svg");
+      for (const box of JSON.parse(page.dataset.boxes)) this.make(svg, ...box);
+      this.name(page);
+    },
+    name(page) { // in reading order
+      const sorted = this.rects(page).sort((a, b) => this.edges(a)[1] - this.edges(b)[1]);
+      sorted.forEach((r, i) => r.setAttribute("aria-label", `System ${i + 1}`));
+      return sorted;
+    },
+    choose(rect) {
+      for (const e of all(".boxes .chosen, .boxes .grip")) {
+        if (e.classList.contains("grip")) e.remove();
+        else e.classList.remove("chosen");
+      }
+      this.chosen = rect;
+      if (!rect) return;
+      rect.classList.add("chosen");
+      const svg = rect.closest("svg"), [x0, y0, x1, y1] = this.edges(rect), r = svg.viewBox.baseVal.width / 160;
+      for (const [i, [x, y]] of [[x0, y0], [x1, y0], [x1, y1], [x0, y1]].entries()) {
+        const grip = document.createElementNS(SVG, "circle");
+        grip.classList.add("grip");
+        for (const [k, v] of Object.entries({ cx: x, cy: y, r })) grip.setAttribute(k, v);
+        grip.dataset.corner = i;
+        svg.append(grip);
+      }
+    },
+    tell() { // only what a person changed makes the server look at boxes at all
+      const found = {};
+      for (const page of all("#frames .boxes")) found[page.dataset.page] = this.name(page).map((r) => this.edges(r));
+      const field = document.querySelector("#boxes textarea");
+      field.value = JSON.stringify(found);
+      field.dispatchEvent(new Event("input", { bubbles: true }));
+    },
+    remove(rect) {
+      this.choose(null);
+      rect.remove();
+      this.tell();
+    },
+    at(svg, event) {
+      const p = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+      const { width, height } = svg.viewBox.baseVal;
+      return [Math.max(0, Math.min(width, p.x)), Math.max(0, Math.min(height, p.y))];
+    },
+    grab(event, svg) {
+      const grip = event.target.closest(".grip"), rect = grip ? this.chosen : event.target.closest("rect.box");
+      const [x, y] = this.at(svg, event);
+      let edges, move;
+      if (grip) {
+        const k = Number(grip.dataset.corner), right = k === 1 || k === 2, low = k > 1;
+        edges = this.edges(rect);
+        move = (dx, dy) => [edges[0] + (right ? 0 : dx), edges[1] + (low ? 0 : dy),
+          edges[2] + (right ? dx : 0), edges[3] + (low ? dy : 0)];
+      } else if (rect) {
+        edges = this.edges(rect);
+        move = (dx, dy) => [edges[0] + dx, edges[1] + dy, edges[2] + dx, edges[3] + dy];
+      } else {
+        move = (dx, dy) => [x, y, x + dx, y + dy];
+      }
+      const target = rect || this.make(svg, x, y, x, y);
+      let moved = false;
+      svg.setPointerCapture(event.pointerId);
+      svg.onpointermove = (e) => {
+        const [u, v] = this.at(svg, e);
+        moved ||= Math.hypot(u - x, v - y) > 3;
+        if (moved) this.place(target, ...move(u - x, v - y));
+      };
+      svg.onpointerup = svg.onpointercancel = () => {
+        svg.onpointermove = svg.onpointerup = svg.onpointercancel = null;
+        const [x0, y0, x1, y1] = this.edges(target);
+        if (!rect && (x1 - x0 < 24 || y1 - y0 < 24)) { // a click on empty paper
+          target.remove();
+          return this.choose(null);
+        }
+        this.choose(target);
+        target.focus({ preventScroll: true });
+        if (moved) this.tell();
+      };
+      event.preventDefault();
+    },
+    key(event) {
+      const rect = event.target.closest && event.target.closest(".boxes rect.box");
+      if (!rect) return false;
+      const step = { ArrowLeft: [-4, 0], ArrowRight: [4, 0], ArrowUp: [0, -4], ArrowDown: [0, 4] }[event.key];
+      if (event.key === "Delete" || event.key === "Backspace") this.remove(rect);
+      else if (step) {
+        const [x0, y0, x1, y1] = this.edges(rect), [dx, dy] = step, k = event.shiftKey ? 0 : 1;
+        this.place(rect, x0 + k * dx, y0 + k * dy, x1 + dx, y1 + dy);
+        this.choose(rect);
+        this.tell();
+      } else if (event.key === "Enter" || event.key === " ") this.choose(rect);
+      else return false;
+      event.preventDefault();
+      return true;
+    },
+    add() { // for those who do not draw: a box as high as the others, where there is room below
+      const page = document.querySelector("#frames .boxes"), svg = page && page.querySelector("svg");
+      if (!svg) return;
+      const last = this.name(page).at(-1), { width, height } = svg.viewBox.baseVal;
+      const [x0, y0, x1, y1] = last ? this.edges(last) : [0.1 * width, 0.1 * height, 0.9 * width, 0.2 * height];
+      const dy = Math.min(y1 - y0 + 20, height - y1);
+      const rect = this.make(svg, x0, y0 + Math.max(40, dy), x1, Math.min(height, y1 + Math.max(40, dy)));
+      this.choose(rect);
+      rect.focus();
+      this.tell();
+    },
+  };
+
+  document.addEventListener("pointerdown", (event) => {
+    const svg = event.target.closest && event.target.closest("#frames .boxes svg");
+    if (svg) boxes.grab(event, svg);
+  });
+  document.addEventListener("dblclick", (event) => {
+    const rect = event.target.closest && event.target.closest("#frames rect.box");
+    if (rect) boxes.remove(rect);
+  });
+
+  new MutationObserver(() => {
+    for (const svg of all(".sheet > svg:not([data-glazed])")) if (svg.getBoundingClientRect().width) glaze(svg);
+    const sheet = score();
+    if (sheet !== player.sheet) {
+      player.sheet = sheet;
+      if (player.on) player.stop();
+      player.at = 0;
+      lit = null;
+    }
+    const panel = document.querySelector(".gaze");
+    if (panel && panel.dataset.token === undefined) gaze(0);
+    for (const page of all("#frames .boxes:not([data-open])")) boxes.open(page);
+  }).observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ["class", "style"] });
+})();
