@@ -228,7 +228,7 @@ def own_embeddings(
         soft = F.one_hot(soft.argmax(-1), soft.shape[-1]) + (soft - soft.detach())
     return soft.to(embedding.dtype) @ embedding
 
-
+# %% ../nbs/01_decoder.ipynb #69662650
 def mixed_input(
     model: "Reader",
     memory: Memory,

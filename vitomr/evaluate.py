@@ -122,7 +122,7 @@ def choose(
         chosen += np.random.default_rng(seed).permutation(of_kind)[:limit].tolist()
     return sorted(chosen, key=lambda i: (int(index["piano"][i]), int(index["width"][i])))
 
-
+# %% ../nbs/04_evaluate.ipynb #9eef9060
 def pieces_of_shards(
     folder: str | Path,
     space: float,  # px, staff space that the reader reads at
@@ -158,7 +158,7 @@ def truth_of(
         raise ScoreError(f"{item.name} holds {len(found)} parts; one part, of one or two staves, is expected")
     return linearise(found[0].element).tokens
 
-
+# %% ../nbs/04_evaluate.ipynb #0f7bbdc4
 def piece_of(
     transcriber: Transcriber,
     item: Item,
@@ -343,7 +343,7 @@ class TokenErrors:
     n_missed: int = 0  # left out, or read as another
     n_put_in: int = 0  # written where it does not stand
 
-
+# %% ../nbs/04_evaluate.ipynb #cb51effe
 def errors_by_token(readings: Iterable[Reading]) -> dict[str, TokenErrors]:
     "Errors of each token, from the alignments that give the symbol error rate."
     found: dict[str, TokenErrors] = {}

@@ -1106,7 +1106,7 @@ def _smooth(y: Sequence[float], span: int) -> np.ndarray:
     start = np.maximum(0, at - span)
     return (sums[at] - sums[start]) / (at - start)
 
-
+# %% ../nbs/03_grpo.ipynb #4fe3d6b8
 def watch(history: Sequence[dict]) -> plt.Figure:
     "What tells whether it learns."
     fig, axes = plt.subplots(2, 4, figsize=(11, 4.2), layout="constrained")

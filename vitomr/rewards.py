@@ -408,7 +408,7 @@ ATTACKS: dict[str, Callable[[list[str]], list[str]]] = {
     "bars shuffled": _shuffled,
 }
 
-
+# %% ../nbs/02_rewards.ipynb #e167af8d
 def is_attack(
     pred: Sequence,
     true: Sequence,

@@ -209,7 +209,7 @@ def _whole(transcriber: "Transcriber", reading: PageReading) -> PageReading:
     line = Transcription([], [], found.img, n_staves=n_staves)
     return replace(reading, systems=[SystemReading((0, 0, w, h), box, [line])])
 
-
+# %% ../nbs/05_transcribe.ipynb #9653bbbd
 def _found(transcriber: "Transcriber", reading: PageReading, boxes=None) -> PageReading:
     "The page with its systems. Raises NoStaffError, PictureError, or ValueError for boxes that are none."
     try:
@@ -256,7 +256,7 @@ def _batches(lines: list[Transcription]) -> Iterator[list[Transcription]]:
     if rows:
         yield rows
 
-
+# %% ../nbs/05_transcribe.ipynb #f8a90eaa
 @torch.inference_mode()
 def _write(
     transcriber: "Transcriber",

@@ -271,7 +271,7 @@ def bar_outlines(sheet: Sheet) -> list[np.ndarray | None]:  # (N, 2) px of the p
         outlines.append(np.r_[left, right[::-1]] if half else None)
     return outlines
 
-
+# %% ../nbs/views.ipynb #c44d0318
 def picture_html(
     img: np.ndarray,  # uint8 (H, W), the page that was given
     outlines: Sequence[np.ndarray | None] = (),  # of bars

@@ -101,7 +101,7 @@ def _archive(path: Path, modified: int, process: int) -> zipfile.ZipFile:
     "An open zip: its list of files takes longer to read than a file. One for each process, which share no place in it."
     return zipfile.ZipFile(path)
 
-
+# %% ../../nbs/data/corpora.ipynb #7ec8efd9
 def _zip_songs(path: Path) -> list[Song]:
     "The scores of a zip."
 

@@ -133,7 +133,7 @@ def _musescore_style(rng: np.random.Generator) -> str:
     lines = "".join(f"<{k}>{v if isinstance(v, (str, int)) else round(v, 3)}</{k}>" for k, v in said.items())
     return f"<Style>{lines}<Spatium>1.75</Spatium></Style>"
 
-
+# %% ../../nbs/data/engravers.ipynb #c5022392
 def musescore(
     score: ET.Element,  # <score-partwise> of one part
     rng: np.random.Generator,
@@ -227,7 +227,7 @@ def check_engraver(
     for program in {"musescore": ["musescore"], "lilypond": ["lilypond", "musicxml2ly"]}.get(engraver, []):
         find_program(program)
 
-
+# %% ../../nbs/data/engravers.ipynb #afb8ae86
 def engrave_with(
     engraver: str,  # musescore or lilypond
     excerpt: ET.Element,  # a <part> that stands alone, left as it is

@@ -140,7 +140,7 @@ def _print(
 def _words(rng: np.random.Generator, n: int) -> str:
     return " ".join(WORDS[i] for i in rng.integers(len(WORDS), size=n))
 
-
+# %% ../../nbs/data/pages.ipynb #0b37b4b6
 def print_around(
     img: np.ndarray,  # uint8 (H, W), changed in place
     top: float,  # px, where the music begins
@@ -184,7 +184,7 @@ def _corners(boxes) -> np.ndarray:  # (…, 4) x0, y0, x1, y1 → (…, 4, 2)
     b = np.asarray(boxes, float)
     return np.stack([b[..., [0, 1]], b[..., [2, 1]], b[..., [2, 3]], b[..., [0, 3]]], -2)
 
-
+# %% ../../nbs/data/pages.ipynb #9e462dab
 def make_sheet(
     lines: Sequence[ET.Element],  # <part> elements of one length
     n_systems: int,  # on the page at most

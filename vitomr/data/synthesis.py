@@ -114,7 +114,7 @@ def sample_of(
     ids = np.array(encode(line.tokens), np.uint16)
     return Sample(drawn.img, ids, heads, token_head, kind, song, start, len(excerpt.findall("measure")))
 
-
+# %% ../../nbs/data/synthesis.ipynb #f20141f1
 def synthesise(
     part: Part,
     start: int,  # first bar

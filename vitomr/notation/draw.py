@@ -87,7 +87,7 @@ def _music_letter(font: str, code: str) -> tuple[np.ndarray, np.ndarray, float]:
     xy, codes = outline(" ".join(re.findall(r' d="([^"]*)"', file.read_text())))
     return xy * [0.001, -0.001], codes, _widths(font)[code] / 1000
 
-
+# %% ../../nbs/notation/draw.ipynb #26fc8832
 @lru_cache(4096)
 def letter(
     file: str,  # of a font, or one of FONTS
@@ -173,7 +173,7 @@ def _corners(tag: str, e: ET.Element) -> tuple[np.ndarray, np.ndarray]:
     codes[0], codes[-1] = MOVE, CLOSE if tag == "polygon" else LINE
     return (np.concatenate([xy, xy[:1]]) if tag == "polygon" else xy), codes
 
-
+# %% ../../nbs/notation/draw.ipynb #9dbb5a23
 def add_shape(
     layer: Layer,
     tag: str,  # path, polygon, polyline, rect or ellipse
@@ -215,7 +215,7 @@ def _run(e: ET.Element, font: dict[str, str], family: tuple[str, ...], line: lis
         at += width * size + apart
     return at
 
-
+# %% ../../nbs/notation/draw.ipynb #9abbb364
 def add_text(
     layer: Layer,
     text: ET.Element,  # <text>
@@ -253,7 +253,7 @@ def _add_glyph(layer: Layer, e: ET.Element, glyphs: dict, style: dict[str, str])
     if "stroke-width" in style:
         layer.strokes.append((xy, codes, float(style["stroke-width"].removesuffix("px")) * sx, None, None, ()))
 
-
+# %% ../../nbs/notation/draw.ipynb #f789630f
 @dataclass
 class Collector:
     "Walks an SVG from group to group."

@@ -373,7 +373,7 @@ def _add_suffix(s, c: int, i: int) -> None:
     elif c == _TREMOLO:
         s.tremolo = 1 if i == 1 else 0 if i == 2 else s.tremolo
 
-
+# %% ../../nbs/notation/grammar.ipynb #e889e320
 @_jit
 def _add_prefix(s, c: int, i: int) -> None:
     "Token `i` of class `c`, in front of a note's root."

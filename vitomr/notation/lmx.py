@@ -635,7 +635,7 @@ def _filling_rests(length: Fraction, voice: str | None, staff: str | None) -> li
         notes.append(note)
     return notes
 
-
+# %% ../../nbs/notation/lmx.ipynb #8af8416a
 def _runs(measure: ET.Element) -> list[tuple[int, Fraction, Fraction]]:
     "Per stretch of notes between backups: index of the child after it, where it ends, and the furthest point so far."
     onset = furthest = Fraction(0)

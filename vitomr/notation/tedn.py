@@ -594,7 +594,7 @@ def _write_number(text, n, number):
         text[n + d] = 48 + number // 10 ** (digits - 1 - d) % 10
     return n + digits
 
-
+# %% ../../nbs/notation/tedn.ipynb #06dca81e
 @_compile
 def _spell(text, n, label):
     "Append a label's text, or a note's code; gives (characters so far, tag, pitch or 0)."
@@ -773,7 +773,7 @@ def _measures(left):
         i = left[i] - 1
     return ends[n:]
 
-
+# %% ../../nbs/notation/tedn.ipynb #0ebe8a77
 @_compile
 def _saved_at_least(pred, gold, match, most_cells):
     "What aligning whole measures saves; measures with more than `most_cells` pairs of nodes count for their own node."

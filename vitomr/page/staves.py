@@ -92,7 +92,7 @@ MAX_FILE_BYTES = 60_000_000
 class PictureError(ValueError):
     "A picture that cannot be read; the message is one line for a person."
 
-
+# %% ../../nbs/page/staves.ipynb #de33e23d
 def open_picture(
     path: str | Path,
 ) -> np.ndarray:  # uint8 (H, W) gray

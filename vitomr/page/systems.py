@@ -169,7 +169,7 @@ def _smooth(y: np.ndarray, weight: np.ndarray, first: int, last: int) -> np.ndar
         out[i] = my + slope * (at - mx) + (slope * (i - at) if abs(i - at) < 12 else slope * 12 * np.sign(i - at))
     return out
 
-
+# %% ../../nbs/page/systems.ipynb #174d8555
 def _is_echo(one: _Curve, other: _Curve) -> bool:
     "Is one a stack of beams, or of ledger lines, beside a staff at least twice as long?"
     a, b = max(one.first, other.first), min(one.last, other.last)
@@ -268,7 +268,7 @@ def _rows_of(img: np.ndarray, top: float, bottom: float, a: int, b: int) -> np.n
     rows = np.round(np.linspace(top, bottom, 9)).astype(int)
     return np.stack([img[max(0, r - 1) : r + 2, a:b].min(0) for r in rows])
 
-
+# %% ../../nbs/page/systems.ipynb #89193fd5
 def _ends(lines: np.ndarray, middle: slice) -> tuple[int, int]:
     "Where lines and spaces (9, w) begin and cease to differ as they do in the middle."
     dark = cv2.blur(255 - lines.astype(np.float32), (5, 1))
@@ -392,7 +392,7 @@ class System:
     def staves(self) -> list[Staff]:
         return [s for p in self.parts for s in p.staves]
 
-
+# %% ../../nbs/page/systems.ipynb #1974500a
 def _split(staves: Sequence[Staff], is_joined: Sequence[bool]) -> list[list[Staff]]:
     "Staves in groups; is_joined[i] says that i + 1 goes with i."
     groups = [[staves[0]]] if staves else []
@@ -512,7 +512,7 @@ class Page:
         ys = np.r_[0 * t + y0, y0 + t * (y1 - y0), 0 * t + y1, y1 - t * (y1 - y0)]
         return self.level.to_picture(np.c_[xs, ys])
 
-
+# %% ../../nbs/page/systems.ipynb #03961c51
 def _is_lined(img: np.ndarray, staves: Sequence[Staff]) -> bool:
     "Does any staff have lines that go on for two staff spaces?"
     rows = [(_rows_of(img, s.top, s.bottom, int(s.x0), int(s.x1))[::2], s.ink) for s in staves]

@@ -82,7 +82,7 @@ def groups_of(model: nn.Module, cfg: LoopConfig) -> list[Group]:
         for (kind, depth, is_plain), names in sorted(found.items())
     ]
 
-
+# %% ../../nbs/train/loop.ipynb #24d92a57
 class Optimizers:
     "One or two optimisers that step as one."
 
