@@ -1,6 +1,7 @@
 """Corpora, synthesis and batches: splits that keep songs apart, builds that repeat, positions that follow."""
 
 import copy
+import xml.etree.ElementTree as ET
 import zipfile
 from collections import Counter
 
@@ -9,12 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-from vitomr.data.batches import PATCH, PICTURE_MIX, Batches, BatchPlan, collate, loader, pad_pictures, prepare
+from vitomr.data.batches import (
+    PATCH,
+    PICTURE_MIX,
+    Batches,
+    BatchPlan,
+    collate,
+    loader,
+    pad_pictures,
+    prepare,
+    repeats,
+)
 from vitomr.data.corpora import SPLITS, open_corpus, split_of
 from vitomr.data.synthesis import AS_WRITTEN, SHARD_SIZE, Mix, Shards, build, random_layout, song_samples
 from vitomr.data.vary import add_marks, add_neighbour, ledger_lines, mixed_bars, piano_reduction, rarity, transpose
 from vitomr.notation.engrave import engrave
-from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, analyse, decode, linearise, to_musicxml
+from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID, TOKEN_ID, VOCABULARY, analyse, decode, linearise, to_musicxml
 from vitomr.notation.score import (
     ScoreError,
     as_score,
@@ -151,6 +162,37 @@ def test_only_songs_of_the_split_are_used(folder, tmp_path):
 def test_no_shards_says_how_to_make_some(tmp_path):
     with pytest.raises(FileNotFoundError, match="vitomr data build"):
         Shards(tmp_path)
+
+
+EXTRAS = {  # what is printed and not read: where it stands in the first bar, and its MusicXML
+    "fingering": ("note", "<notations><technical><fingering>3</fingering></technical></notations>"),
+    "lyrics": ("note", "<lyric number='1'><syllabic>single</syllabic><text>Rose</text></lyric>"),
+    "chord": ("bar", "<harmony><root><root-step>C</root-step></root><kind text='m7'>minor-seventh</kind></harmony>"),
+    "tempo": ("direction", "<words>Allegro</words>"),
+    "dynamics": ("direction", "<dynamics><ff/></dynamics>"),
+    "hairpin": ("direction", "<wedge type='crescendo'/>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", EXTRAS)
+def test_what_is_printed_and_not_read_stays_in_the_picture_only(piano, what):
+    where, xml = EXTRAS[what]
+    if where == "direction":
+        xml = f"<direction placement='above'><direction-type>{xml}</direction-type></direction>"
+    part, extra = copy.deepcopy(piano), ET.fromstring(xml)
+    bar = part.find("measure")
+    first = bar.find("note")
+    if where == "note":
+        first.append(extra)
+    else:
+        bar.insert(list(bar).index(first), extra)
+    if what == "hairpin":
+        end = ET.fromstring(xml)
+        end.find("direction-type/wedge").set("type", "stop")
+        part.findall("measure")[1].append(end)
+    assert linearise(part).tokens == linearise(piano).tokens
+    ink = [float((255 - engrave(p).img.astype(float)).sum()) for p in (piano, part)]
+    assert ink[1] > ink[0] + 2_000
 
 
 def test_samples_are_true(shards):
@@ -345,6 +387,22 @@ def test_batches_are_a_function_of_seed_and_step(shards):
         assert all(torch.equal(getattr(x, k), getattr(y, k)) for k in vars(x))
     other = Batches(shards, BatchPlan(budget=1500, seed=4), steps=9)
     assert any(not np.array_equal(a.indices(s), other.indices(s)) for s in range(9))
+
+
+def test_what_is_hard_is_drawn_more_often(shards):
+    held = {w: np.array([TOKEN_ID[w] in s.ids for s in shards]) for w in ("natural", "tied:start", "dot")}
+    word, asked = next((w, x) for w, x in held.items() if 0 < x.sum() < len(shards))
+    plain, often = (
+        Batches(shards, BatchPlan(budget=1500, seed=1, often=o), steps=300) for o in ((), ((word, 4), ("rest", 1)))
+    )
+    assert (repeats(shards, often.plan.often) == np.where(asked, 4, 1)).all()
+    drawn = [[b.indices(s) for s in range(300)] for b in (plain, often)]
+    share = [asked[np.concatenate(d)].mean() for d in drawn]
+    assert share[1] > share[0] + 0.1
+    assert all(len(set(x.tolist())) == len(x) for x in drawn[1])
+    for wrong in (("no such token", 2), (word, 0)):
+        with pytest.raises(ValueError, match="often"):
+            repeats(shards, (wrong,))
 
 
 def test_a_loader_started_late_goes_on_with_the_same_batches(shards):
