@@ -3,6 +3,7 @@
 import json
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from vitomr.data.pages import KINDS, random_sheet, wear
 from vitomr.notation.engrave import render_svg
 from vitomr.notation.lmx import MARK_COLOUR, VOCABULARY, linearise
 from vitomr.notation.score import musicxml_bytes, parts, root_of
+from vitomr.page import systems
 from vitomr.page.assemble import Line, assemble, match_parts
 from vitomr.page.documents import Pages, files_in, page_numbers
 from vitomr.page.staves import NoStaffError, PictureError, estimate_staff_space, open_picture
@@ -79,6 +81,62 @@ def test_tilted_pages_are_levelled(sheet, degrees):
     page = find_systems(turned(img, degrees))
     assert page.tilt == pytest.approx(degrees, abs=0.2)
     assert [len(s.staves) for s in page.systems] == [3] * 3
+
+
+def fan(slopes, space=12, w=1400):
+    "Staves of these slopes, px down per px right, with notes on them."
+    img = np.full((200 + 160 * len(slopes), w), 255, np.uint8)
+    for y, slope in zip(range(200, len(img), 160), slopes, strict=True):
+        for line in range(y, y + 5 * space, space):
+            ends = (100, round(line - slope * (w / 2 - 100))), (w - 100, round(line + slope * (w / 2 - 100)))
+            cv2.line(img, *ends, 0, 2, cv2.LINE_AA)
+        for x in range(200, w - 100, 90):
+            head = x, round(y + space * (x // 90 % 4 + 0.5) + slope * (x - w / 2))
+            cv2.ellipse(img, head, (8, 6), -20, 0, 360, 0, -1)
+    return img
+
+
+@pytest.mark.parametrize("low, high", [(0.03, 0.08), (-0.09, -0.04), (0.05, 0.11)])
+def test_staves_that_fan_out_are_followed(low, high):
+    slopes = np.linspace(low, high, 7)
+    page = find_systems(fan(slopes))
+    assert page.tilt == pytest.approx(np.degrees(np.arctan(slopes.mean())), abs=0.2) and len(page.systems) == 7
+    for system, slope in zip(page.systems, slopes, strict=True):
+        staff = system.staves[0]
+        (x0, y0), (x1, y1) = page.level.to_picture([[staff.x0, staff.top], [staff.x1, staff.top]])
+        assert (y1 - y0) / (x1 - x0) == pytest.approx(slope, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "usual, other, is_staff",  # answer, share of long strokes and staff space (px) of four staves, and of a fifth
+    [((0.8, 1.0, 12), (0.2, 0.4, 9.5), False),  # two lines of words
+     ((0.8, 1.0, 12), (0.2, 0.4, 12), False),
+     ((0.8, 1.0, 12), (0.7, 0.9, 8.5), True),  # a voice printed small
+     ((0.45, 0.1, 12), (0.28, 0.0, 12), True),  # lines that a scan has broken, one staff more than the others
+     ((0.45, 0.3, 12), (0.27, 0.3, 9.8), False)],
+)  # fmt: skip
+def test_words_are_told_from_staves_by_the_other_staves(monkeypatch, usual, other, is_staff):
+    kinds = [usual, usual, other, usual, usual]
+    curves = [SimpleNamespace(strength=strength, strokes=strokes, space=space) for strength, strokes, space in kinds]
+
+    def staff(level, curve, row):
+        return systems.Staff(100, 1300, row, row + 4 * curve.space), curve.strokes
+
+    monkeypatch.setattr(systems, "_staff", staff)
+    found = systems._staves(None, curves, np.arange(5) * 150.0)
+    assert [s.top for s in found] == [y for y in (0, 150, 300, 450, 600) if is_staff or y != 300]
+
+
+def test_names_are_no_part_of_a_system(songs):
+    sheets = [random_sheet(songs, seed, kind="single", n_systems=2) for seed in range(6)]
+    named = 0
+    for sheet in sheets:
+        for system in sheet.systems:
+            left, right = system.outline[:, 0].min(), system.staves[:, 0, 0].min()
+            assert right - 2.5 * sheet.space - 1 <= left <= right + 1
+            (y0, y1) = (round(v) for v in system.staves[0][[0, 2], 1])
+            named += (sheet.img[y0:y1, : int(left) - 2] < 128).any()
+    assert named
 
 
 def test_crops_are_in_the_normal_form(sheet):

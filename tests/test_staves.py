@@ -8,8 +8,10 @@ from PIL import Image
 from vitomr.notation.engrave import engrave
 from vitomr.page.staves import (
     MAX_PIXELS,
+    UP,
     Normalised,
     NoStaffError,
+    _comb,
     estimate_staff_space,
     estimate_tilt,
     flatten_ground,
@@ -338,3 +340,11 @@ def test_input_is_not_written_to():
     before = img.copy()
     assert isinstance(normalise(img), Normalised)
     assert (img == before).all()
+
+
+def test_half_a_staff_space_is_no_staff_space():
+    "Half of it meets lines at its second and fourth step, but not at its first and third."
+    lag, space = np.arange(0, 200 * UP) / UP, 12.0
+    corr = sum((5 - k) * np.exp(-(((lag - k * space) / 1.5) ** 2)) for k in range(5)) - 0.5  # paper between the lines
+    whole, half = _comb(corr, np.array([space, space / 2]))
+    assert half < 0.2 * whole

@@ -28,7 +28,7 @@ from ..page.assemble import join_parts
 @dataclass
 class TrueSystem:
     "A system of a made page."
-    outline: np.ndarray  # (N, 2) px, around its ink; a rectangle until the page is bent
+    outline: np.ndarray  # (N, 2) px, around its ink without names; a rectangle until the page is bent
     staves: np.ndarray  # (S, 4, 2) px, first and last line of each staff: corners clockwise from the upper left
     tokens: list[list[str]] = field(default_factory=list)  # LMX of each part, its bars alone
 
@@ -207,15 +207,17 @@ def make_sheet(
     drawn = split_systems(engraving.svg, layout["text_font"], n_systems)
     return _lay_out(drawn, lines, rng, space, layout["text_font"])
 
-
+# %% ../../nbs/data/pages.ipynb #96f8f044
 def _lay_out(drawn: list, lines: Sequence[ET.Element], rng, space: float, family: str) -> Sheet:
     "Put the systems on paper, and print around them."
     ink = [np.argwhere(img < 128) for img, _, _ in drawn]
     boxes = np.array([[*i.min(0)[::-1], *(i.max(0)[::-1] + 1)] for i in ink], float)  # (n, 4)
+    edge = [staves[:, 0].min() - 2.5 * space for _, staves, _ in drawn]  # a brace is nearer, a name is further left
     left, right, head, foot = (int(space * v) for v in rng.uniform([4, 4, 5, 4], [10, 10, 22, 16]))
     y0, y1 = int(boxes[:, 1].min()), int(boxes[:, 3].max())
     music = np.minimum.reduce([img[y0:y1] for img, _, _ in drawn])
     paper = np.pad(music, ((head, foot), (left, right)), constant_values=255)
+    boxes[:, 0] = np.maximum(boxes[:, 0], edge)
     down, start, systems = np.array([left, head - y0] * 2), 0, []
     for box, (_, staves, n_bars) in zip(boxes, drawn, strict=True):
         tokens = [linearise(cut_excerpt(p, start, n_bars), strict=False).tokens for p in lines]
@@ -257,7 +259,7 @@ def _dense(outline: np.ndarray, n: int = 24) -> np.ndarray:  # (4, 2) → (4n, 2
 
 
 def _lines_show(img: np.ndarray, move, sheet: Sheet) -> bool:
-    "Are most staff lines darker than the paper beside them? A threshold for a whole page can wipe them out."
+    "Are four lines or more of every staff darker than paper? A threshold for a whole page can wipe lines out."
     lines = []
     for corners in (c for s in sheet.systems for c in s.staves):
         (x0, y0), (x1, y1) = corners[0], corners[2]
@@ -265,7 +267,8 @@ def _lines_show(img: np.ndarray, move, sheet: Sheet) -> bool:
         p = np.clip(np.round(move(np.stack([x.ravel(), y.ravel()], 1))).astype(int), 1, np.array(img.shape[::-1]) - 2)
         lines.append(np.minimum.reduce([img[p[:, 1] + d, p[:, 0]] for d in (-1, 0, 1)]).reshape(9, 200).astype(float))
     lines = np.stack(lines)  # (staves, 9, 200)
-    return bool(((lines[:, 1::2].mean(1) - lines[:, :-1:2].mean(1)).mean(1) > 12).all())
+    dark = np.sort(lines[:, 1::2].mean((1, 2))[:, None] - lines[:, ::2].mean(2))  # (staves, 5), the palest line first
+    return bool((dark.mean(1) > 12).all() and (dark[:, 1] > 0.2 * dark[:, 4]).all())
 
 
 def wear(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MIN_SIDE', 'MAX_SIDE', 'MAX_PIXELS', 'FORMATS', 'MAX_FILE_BYTES', 'UP', 'PEAKS', 'BETWEEN', 'PLACES', 'WEIGHTS',
-           'STEEPEST', 'MIN_CONFIDENCE', 'NoStaffError', 'to_gray', 'PictureError', 'open_picture', 'flatten_ground',
-           'StaffMeasure', 'estimate_staff_space', 'estimate_tilt', 'map_points', 'Normalised', 'normalise']
+           'ODD', 'STEEPEST', 'MIN_CONFIDENCE', 'NoStaffError', 'to_gray', 'PictureError', 'open_picture',
+           'flatten_ground', 'StaffMeasure', 'estimate_staff_space', 'estimate_tilt', 'map_points', 'Normalised',
+           'normalise']
 
 # %% ../../nbs/page/staves.ipynb #fa907c13
 import math
@@ -169,11 +170,13 @@ def _correlate(power, n):
 PEAKS, BETWEEN = np.arange(1, 5), np.array([-1 / 2, -1 / 3, 1 / 3, 1 / 2])
 PLACES = np.r_[PEAKS, (PEAKS[:, None] + BETWEEN).ravel()]  # in spaces
 WEIGHTS = np.r_[5 - PEAKS, np.repeat((PEAKS - 5) / 4, 4)]
+ODD = WEIGHTS * np.r_[PEAKS % 2, np.repeat(PEAKS % 2, 4)]
 
 
 def _comb(corr, s):
-    "How far lags s, 2s, 3s, 4s stand out from those between: (S,) for candidate spaces s (S,) px."
-    return WEIGHTS @ np.interp(PLACES[:, None] * s * UP, np.arange(len(corr)), corr)
+    "How far lags s, 2s, 3s, 4s stand out from those between, and s and 3s alone: (S,) for candidates s (S,) px."
+    at = np.interp(PLACES[:, None] * s * UP, np.arange(len(corr)), corr)
+    return np.minimum(WEIGHTS @ at, 2 * ODD @ at)
 
 # %% ../../nbs/page/staves.ipynb #8a0832d3
 def _vertical_space(spec, n, h):
@@ -201,9 +204,9 @@ def _peak(cross, centre, reach):
     return (i[j] + (0.5 * (a - c) / (a - 2 * b + c) if a + c < 2 * b else 0)) / UP
 
 # %% ../../nbs/page/staves.ipynb #f33118ef
-def _slope(spec, n, k, space):
-    "Slope of the lines, px down per px right, from strips of width k: near pairs first, then pairs twice as far apart."
-    far = max(1, len(spec) // 2)
+def _slope(spec, n, k, space, longest=math.inf):
+    "Slope of the lines, px down per px right, from strips of width k: near pairs first, then up to `longest` px apart."
+    far = max(1, int(min(len(spec) // 2, longest / k)))
     slope, lag = 0.0, min(max(1, int(2.5 * space / k)), len(spec) - 1)
     reach = min(STEEPEST * lag * k, 0.45 * space)  # px
     while True:
@@ -249,12 +252,12 @@ def _confidence(flat, prof, k, space, slope):
     return float(np.clip(contrast, 0, 1) * np.clip(max(2.5 * (share - 0.3), alone * thin**2), 0, 1))
 
 # %% ../../nbs/page/staves.ipynb #e165d0ad
-def _measure(flat, space=None):
-    "Staff space (px), slope (px per px) and confidence 0..1 of a flattened picture."
+def _measure(flat, space=None, longest=math.inf):
+    "Staff space (px), slope (px per px) and confidence 0..1 of a flattened picture; `longest` of `_slope` in spaces."
     prof, k = _strips(flat)
     spec, n = _spectra(prof)
     space = space or _vertical_space(spec, n, prof.shape[1])
-    slope = _slope(spec, n, k, space)
+    slope = _slope(spec, n, k, space, longest * space)
     return space / math.hypot(1, slope), slope, _confidence(flat, prof, k, space, slope)
 
 # %% ../../nbs/page/staves.ipynb #072e2886
