@@ -20,6 +20,7 @@ from vitomr.notation.lmx import (
     BOS_ID,
     EOS_ID,
     PAD_ID,
+    TICKS,
     VOCABULARY,
     analyse,
     decode,
@@ -179,6 +180,28 @@ def test_fatal_errors():
     assert analyse(["C4", "quarter"]).fatal == "no-measure"
     for tokens in ([], ["C4"]):
         opens(to_musicxml(tokens))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "onsets"),
+    [
+        # the right hand a quarter short: the backup would pass the bar line
+        ("measure time beats:3 beat-type:4 C5 half staff:1 backup half backup quarter C3 half dot staff:2", [0, 0]),
+        # a quarter long: the backup falls short of it
+        ("measure time beats:2 beat-type:4 C5 half staff:1 D5 quarter backup half C3 half staff:2", [0, 2, 0]),
+        # no signature: the bar before says how long a bar is
+        ("measure C5 half measure C5 half staff:1 D5 quarter backup half C3 half staff:2", [0, 0, 2, 0]),
+        # a right hand that ends where it should: a left hand may begin late
+        ("measure time beats:4 beat-type:4 C5 whole staff:1 backup half C3 half staff:2", [0, 2]),
+        # a second voice of the right hand may, too
+        ("measure time beats:2 beat-type:4 C5 half staff:1 D5 quarter backup half C4 half voice:2 staff:1", [0, 2, 1]),
+        # and so may a second voice of the left
+        ("measure time beats:2 beat-type:4 C3 half staff:2 C3 quarter backup half E3 half staff:2", [0, 2, 1]),
+    ],
+)
+def test_a_wrong_length_in_the_right_hand_leaves_the_left_hand_at_the_bar_line(tokens, onsets):
+    notes = [e for e in analyse(tokens.split()).events if e.staff or e.voice or e.kind in ("C5", "D5")]
+    assert [e.onset / TICKS for e in notes] == onsets
 
 
 def test_pick_up_is_no_error():

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitomr.notation.lmx import VOCABULARY, encode, linearise
+from vitomr.notation.lmx import VOCABULARY, delinearise, encode, linearise
+from vitomr.notation.metrics import pair_parts
 from vitomr.notation.tedn import tedn
+from vitomr.page.assemble import join_parts
 from vitomr.rewards import (
     ATTACKS,
     CORRUPTIONS,
@@ -33,8 +35,10 @@ from vitomr.rewards import (
     rep,
     reward,
     reward_group,
+    reward_of_score,
     ted,
     tedn_score,
+    tokens_of_parts,
     wf,
 )
 
@@ -210,3 +214,48 @@ def test_the_shipped_judgements_are_whole():
     assert len(found) == 1538 and len({j.item for j in found}) == 100
     costs = read_costs(folder / "costs_treedist-zss-Levenshtein.csv")
     assert all((j.true, x) in costs or x == j.true for j in found for x in (j.a, j.b))
+
+
+# whole scores
+
+VOICE, PIANO = sorted(READINGS, key=len)[:: len(READINGS) - 1]
+LOW = [t.replace("clef:G2", "clef:F4").replace("5", "3") if t[0] in "CDE" else t for t in BAR]
+
+
+def test_a_score_of_one_part_is_rewarded_as_a_line():
+    wrong = corrupt(PIECE, "pitch", 0.3, np.random.default_rng(0))
+    assert reward_of_score([wrong], [PIECE], terms=TERMS).raw == reward(wrong, PIECE, terms=TERMS).raw
+    assert reward_of_score([encode(wrong)], [encode(PIECE)]).total == reward_of_score([wrong], [PIECE]).total
+
+
+def test_the_terms_of_a_score_are_the_mean_of_its_parts_by_length():
+    wrong = corrupt(PIANO, "pitch", 0.3, np.random.default_rng(0))
+    whole, sizes = reward_of_score([VOICE, wrong], [VOICE, PIANO]), (len(VOICE), len(PIANO))
+    for t, value in whole.raw.items():
+        each = reward(VOICE, VOICE).raw[t], reward(wrong, PIANO).raw[t]
+        assert value == pytest.approx(np.average(each, weights=sizes)), t
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_part_that_is_missing_is_all_errors_and_the_others_keep_their_places(left):
+    parts = [BAR, PIANO, LOW]
+    read = [p for i, p in enumerate(parts) if i != left]
+    assert pair_parts(read, parts) == [(p if i != left else [], p) for i, p in enumerate(parts)]
+    raw = reward_of_score(read, parts).raw
+    share = len(parts[left]) / sum(map(len, parts))
+    assert raw["TEDn"] == raw["F1"] == pytest.approx(1 - share)
+    assert reward_of_score(parts, read).raw["F1"] == pytest.approx(1 - share)  # one too many costs as much
+
+
+def test_a_score_is_compared_with_its_musicxml():
+    score = join_parts([delinearise(p) for p in (BAR, PIANO)])
+    assert len(tokens_of_parts(score)) == 2
+    assert reward_of_score(tokens_of_parts(score), score).raw["TEDn"] == 1
+    assert reward_of_score([], score).raw["F1"] == 0
+
+
+def test_a_truth_without_parts_is_refused():
+    with pytest.raises(ValueError, match="without parts"):
+        reward_of_score([BAR], [])
+    with pytest.raises(ValueError, match="unknown reward preset"):
+        reward_of_score([BAR], [BAR], "other")

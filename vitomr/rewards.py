@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'TERMS', 'PRESETS', 'BLIND_SPOTS', 'ATTACKS', 'note_spans', 'measures', 'corrupt', 'ted', 'tedn_score',
            'wf', 'f1', 'rep', 'length', 'note', 'bars', 'mcr', 'Preset', 'Breakdown', 'reward_group', 'reward',
-           'is_attack', 'honest', 'Judgement', 'read_judgements', 'agreement', 'crowd_agreement', 'agreement_interval',
-           'read_scores', 'tokens_of', 'read_costs']
+           'tokens_of_parts', 'reward_of_score', 'is_attack', 'honest', 'Judgement', 'read_judgements', 'agreement',
+           'crowd_agreement', 'agreement_interval', 'read_scores', 'tokens_of', 'read_costs']
 
 # %% ../nbs/02_rewards.ipynb #7d2baf7e
 import copy
@@ -22,7 +22,7 @@ import numpy as np
 from lmx.linearization import vocabulary as V
 
 from .notation.lmx import VOCABULARY, analyse, linearise
-from .notation.metrics import bars_that_add_up, mcr_counts, note_f1, token_distance, token_f1
+from .notation.metrics import bars_that_add_up, mcr_counts, note_f1, pair_parts, token_distance, token_f1
 from .notation.score import ScoreError, parts, root_of
 from .notation.tedn import Tedn, tedn, tedn_group
 
@@ -368,6 +368,36 @@ def reward(
     "The reward of one prediction. Raises ValueError for an unknown preset or term."
     return reward_group([pred], true, preset, terms=terms)[0]
 
+# %% ../nbs/02_rewards.ipynb #dcb6e0d6
+def tokens_of_parts(
+    score: ET.Element,  # <score-partwise>, left as it is
+) -> list[list[str]]:
+    "LMX of every part from the top; what LMX cannot say is skipped. Raises `ScoreError` for what is no score."
+    score = copy.deepcopy(score)
+    for rest in score.iterfind("part/measure/note[rest]"):
+        if rest.find("type") is None:  # how MuseScore 2 wrote a rest of a whole bar
+            rest.find("rest").set("measure", "yes")
+    return [linearise(part.element, strict=False).tokens for part in parts(score)]
+
+
+def reward_of_score(
+    pred: Sequence[Sequence],  # tokens or ids of each part, from the top
+    true: ET.Element | Sequence[Sequence],  # <score-partwise>, or tokens or ids of each part
+    preset: str | Preset = "vitomr",
+    *,
+    terms: Iterable[str] | None = None,  # measure these too, at weight 0
+) -> Breakdown:
+    "The reward of several parts together. Raises ValueError for an unknown preset or term, or a truth without parts."
+    true = tokens_of_parts(true) if isinstance(true, ET.Element) else true
+    if not len(true):
+        raise ValueError("a truth without parts; give a score with one part or more")
+    pairs = pair_parts([_strings(p) for p in pred], [_strings(t) for t in true])
+    pairs = [(p, t) if t else (t, p) for p, t in pairs]  # a part too many: an empty reading of it
+    found = [reward(p, t, preset, terms=list(terms or ())) for p, t in pairs]
+    sizes = np.array([max(1, len(t)) for _, t in pairs], float)
+    raw = {t: float(np.average([b.raw[t] for b in found], weights=sizes)) for t in found[0].raw}
+    return Breakdown(raw, found[0].weights)
+
 # %% ../nbs/02_rewards.ipynb #9528c2a7
 _ENDS = (("start", "stop"), ("stop", "start"))
 _START_STOP = {f"{k}:{a}": f"{k}:{b}" for k in ("tied", "tuplet", "slur") for a, b in _ENDS}
@@ -505,11 +535,7 @@ def tokens_of(
     score: ET.Element,  # <score-partwise>
 ) -> list[str]:
     "LMX of every part, one after the other; what LMX cannot say is skipped."
-    score = copy.deepcopy(score)
-    for rest in score.iterfind("part/measure/note[rest]"):
-        if rest.find("type") is None:  # how MuseScore 2 wrote a rest of a whole bar
-            rest.find("rest").set("measure", "yes")
-    return [t for part in parts(score) for t in linearise(part.element, strict=False).tokens]
+    return [t for part in tokens_of_parts(score) for t in part]
 
 
 def read_costs(

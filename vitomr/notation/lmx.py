@@ -340,15 +340,19 @@ class _Clock:
     bar: int = -1
     onset: int = 0
     last: int = 0  # onset of the last note, where a chord stands
+    end: int = 0  # where the last run of notes ends
     longest: int = 0  # the furthest point of the bar so far
+    before: int | None = None  # ticks that the bar before lasted
+    has_left: bool = False  # there are notes on staff 2 already
     in_chord: bool = False  # a chord token may follow
     voice: str | None = None
     staff: str | None = None
 
     def start_bar(self) -> None:
         self.bar += 1
-        self.onset = self.last = self.longest = 0
-        self.in_chord, self.voice, self.staff = False, None, None
+        self.before = max(self.longest, self.onset) or self.before
+        self.onset = self.last = self.end = self.longest = 0
+        self.in_chord, self.has_left, self.voice, self.staff = False, False, None, None
 
 # %% ../../nbs/notation/lmx.ipynb #b7e61d35
 def _whole_bar(items: list[_Item], at: int, clock: _Clock) -> int:
@@ -370,12 +374,47 @@ def _whole_bar(items: list[_Item], at: int, clock: _Clock) -> int:
     return max(clock.longest, clock.onset) or 4 * TICKS
 
 # %% ../../nbs/notation/lmx.ipynb #2d93c0fa
-def _place_note(items: list[_Item], at: int, clock: _Clock, errors: list[LmxError]) -> Event | None:
-    "The note at `items[at]`, legal here, or None where nothing of it can stand; the clock moves on."
+def _spelled(ticks: int) -> list[str]:
+    "Note types that last so long together; none where a tuplet would be needed."
+    roots = []
+    for root in reversed(V.NOTE_TYPE_TOKENS[V.NOTE_TYPE_TOKENS.index("64th") :]):
+        n, ticks = divmod(ticks, _length(root))
+        roots += [root] * n
+    return roots if ticks == 0 else []
+
+
+def _is_left_hand(item: _Item) -> bool:
+    "Is it a note that says staff 2?"
+    kind = next((t for _, t in item.prefixes if t in _KINDS), "rest")
+    staff = next((t for _, t in item.suffixes if t in _STAVES), None)
+    return item.root in _NOTE_ROOTS and kind not in ("forward", "backup") and staff == "staff:2"
+
+# %% ../../nbs/notation/lmx.ipynb #f56e444f
+def _move_back(items: list[_Item], at: int, length: int, suffixes: list[str], clock: _Clock, errors) -> list[Event]:
+    "The backup at `items[at]`; it leads to the bar line where it would pass it, or leave a left hand late."
+    item, steps = items[at], [(items[at].root, suffixes, length)]
+    bar = clock.before if clock.signature is None else clock.signature
+    is_late = length < clock.onset and not clock.has_left and bar is not None and clock.end != bar
+    is_late = is_late and at + 1 < len(items) and _is_left_hand(items[at + 1])
+    if length > clock.onset:
+        errors.append(LmxError("backup-past-start", item.position, item.root))
+    if length > clock.onset or is_late:
+        whole = [(root, [], _length(root)) for root in _spelled(clock.onset)]
+        steps = whole or (steps if is_late else [])
+    clock.longest, events = max(clock.longest, clock.onset), []
+    for root, tuplet, ticks in steps:
+        clock.onset = clock.last = clock.onset - ticks
+        event = Event(item.position, clock.bar, clock.last, ticks, "backup", root, ["backup"], tuplet, None, None)
+        events.append(event)
+    return events
+
+# %% ../../nbs/notation/lmx.ipynb #ed9f6457
+def _place_note(items: list[_Item], at: int, clock: _Clock, errors: list[LmxError]) -> list[Event]:
+    "The note at `items[at]`, legal here; none where nothing of it can stand, a few for a backup; the clock moves on."
     item = items[at]
     prefixes = _prefixes(item, clock.in_chord, errors)
     if not prefixes:
-        return None
+        return []
     kind = next(t for t in prefixes if t in _KINDS)
     suffixes = _suffixes(item, kind, errors)
     clock.in_chord = kind in _PITCHES
@@ -389,17 +428,13 @@ def _place_note(items: list[_Item], at: int, clock: _Clock, errors: list[LmxErro
         tuplet = next((t for t in suffixes if t in _TIME_MODIFICATIONS), None)
         length = _length(item.root, suffixes.count("dot"), tuplet)
     if kind == "backup":
-        if length > clock.onset:
-            errors.append(LmxError("backup-past-start", item.position, item.root))
-            return None
-        clock.longest = max(clock.longest, clock.onset)
-        clock.onset -= length
+        return _move_back(items, at, length, suffixes, clock, errors)
+    if "chord" not in prefixes:
         clock.last = clock.onset
-    elif "chord" not in prefixes:
-        clock.last = clock.onset
-        clock.onset += length
-    voice, staff = (None, None) if kind in ("forward", "backup") else (clock.voice, clock.staff)
-    return Event(item.position, clock.bar, clock.last, length, kind, item.root, prefixes, suffixes, voice, staff)
+        clock.end = clock.onset = clock.onset + length
+    clock.has_left |= kind != "forward" and clock.staff == "staff:2"
+    voice, staff = (None, None) if kind == "forward" else (clock.voice, clock.staff)
+    return [Event(item.position, clock.bar, clock.last, length, kind, item.root, prefixes, suffixes, voice, staff)]
 
 # %% ../../nbs/notation/lmx.ipynb #5f8820ce
 _SAYABLE = frozenset(Fraction(4 * beats, beat_type) for beats in range(1, 17) for beat_type in (2, 4, 8, 16))
@@ -561,8 +596,7 @@ def _place(measure: list[tuple[int, str]], clock: _Clock, errors: list[LmxError]
     items = _items(measure, errors)
     for at, item in enumerate(items):
         if item.root in _NOTE_ROOTS:
-            if (event := _place_note(items, at, clock, errors)) is not None:
-                events.append(event)
+            events += _place_note(items, at, clock, errors)
             continue
         root, *suffixes = _attribute(item, errors)
         events.append(Event(item.position, clock.bar, clock.onset, 0, root, root, [], suffixes, None, None))

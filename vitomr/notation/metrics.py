@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TOKEN_MODES', 'NOTE_KEYS', 'Metric', 'METRICS', 'NOTE_KINDS', 'ERROR_TYPES', 'token_distance', 'symbol_error_rate',
-           'Overlap', 'token_overlap', 'token_f1', 'Note', 'notes_of', 'align_bars', 'note_overlap', 'note_f1',
-           'bars_that_add_up', 'mcr_of_scores', 'mcr_counts', 'Rate', 'micro_rate', 'summarise', 'errors_by_kind']
+           'Overlap', 'token_overlap', 'token_f1', 'Note', 'notes_of', 'align_bars', 'pair_parts', 'note_overlap',
+           'note_f1', 'bars_that_add_up', 'mcr_of_scores', 'mcr_counts', 'Rate', 'micro_rate', 'summarise',
+           'notes_of_bars', 'align_notes', 'errors_by_kind']
 
 # %% ../../nbs/notation/metrics.ipynb #99fb4450
 from collections import Counter, defaultdict
@@ -18,7 +19,7 @@ import mcr
 import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
 
-from .lmx import TICKS, Event, analyse, bar_sums, match_ties, to_musicxml
+from .lmx import TICKS, VOCABULARY, Event, analyse, bar_sums, match_ties, to_musicxml
 from .score import STEP_TO_PITCH_CLASS, ScoreError, musicxml_bytes, parse_xml
 
 # %% ../../nbs/notation/metrics.ipynb #4eea9347
@@ -190,6 +191,15 @@ def align_bars(
     return pairs
 
 # %% ../../nbs/notation/metrics.ipynb #59c4a7d6
+def pair_parts(
+    pred: Sequence[Sequence],  # tokens or ids of each part, from the top
+    true: Sequence[Sequence],  # likewise
+) -> list[tuple[list, list]]:  # reading and truth of each part
+    "Pair the parts of two scores in order so that most tokens agree; where one side has no part it is empty."
+    found = align_bars([Counter(p) for p in pred], [Counter(t) for t in true])
+    return [([] if p is None else list(pred[p]), [] if t is None else list(true[t])) for p, t in found]
+
+
 def note_overlap(
     pred: Sequence,  # tokens or ids, or the `notes_of` them
     true: Sequence,  # tokens or ids, or the `notes_of` them
@@ -342,18 +352,19 @@ def _traits(e: Event, stem: str | None) -> tuple:
     return e.kind, accidental, rhythm, e.voice, e.staff or "staff:1", stem, tie, beam, tuplet, marks
 
 # %% ../../nbs/notation/metrics.ipynb #d9a71c64
-def _bars_of(tokens: Sequence) -> list[tuple[list[tuple], dict[str, Counter]]]:
+def notes_of_bars(tokens: Sequence) -> list[tuple[list[tuple], dict[str, Counter]]]:
     "Per bar: the traits of its notes and rests as written, and its clefs, keys, times and moves in time."
     found = analyse(tokens)
     bars = [([], defaultdict(Counter)) for _ in found.bars]
-    for error in found.minor:
-        if error.kind == "backup-past-start":  # the repair leaves it out, but it was read
-            bars[sum(b.position <= error.position for b in found.bars) - 1][1]["voice"]["backup", error.token] += 1
+    moves = {e.position: e.kind for e in found.events if e.kind in ("backup", "forward")}
+    moves |= {e.position: "backup" for e in found.minor if e.kind == "backup-past-start"}
+    for position, kind in moves.items():  # as they were read: the repair may have changed how far
+        root = tokens[position] if isinstance(tokens[position], str) else VOCABULARY[tokens[position]]
+        bars[sum(b.position <= position for b in found.bars) - 1][1]["voice"][kind, root] += 1
     stems = (None, None)  # bar, direction that holds
     for e in found.events:
         notes, rest = bars[e.bar]
         if e.kind in ("backup", "forward"):
-            rest["voice"][e.kind, e.root] += 1
             stems = (e.bar, None) if e.kind == "backup" else stems
         elif e.root[:4] in _ITEMS:
             rest[_ITEMS[e.root[:4]]][(e.root, *e.suffixes)] += 1
@@ -372,7 +383,7 @@ def _unlikeness(a: tuple, b: tuple) -> float:
     return 1.1 * (a[0] != b[0]) + (a[2] != b[2]) + 0.5 * (a[4] != b[4]) + 0.1 * little
 
 
-def _align_notes(pred: list[tuple], true: list[tuple]) -> list[tuple[tuple | None, tuple | None]]:
+def align_notes(pred: list[tuple], true: list[tuple]) -> list[tuple[tuple | None, tuple | None]]:
     "Pair notes in order at the least cost; leaving one out costs 1."
     cost = np.zeros((len(pred) + 1, len(true) + 1))  # (P + 1, T + 1): from (p, t) to the end
     cost[:, -1], cost[-1, :] = np.arange(len(pred), -1, -1), np.arange(len(true), -1, -1)
@@ -399,13 +410,13 @@ def errors_by_kind(
     true: Sequence,  # tokens or ids
 ) -> Counter:  # one of ERROR_TYPES → how many
     "What has to be corrected in a reading, kind by kind; rests count as notes. Sums over pieces."
-    sides = _bars_of(pred), _bars_of(true)
+    sides = notes_of_bars(pred), notes_of_bars(true)
     keys = [[Counter((n[0], n[2]) for n in notes) for notes, _ in side] for side in sides]
     nothing, found = ([], defaultdict(Counter)), Counter()
     for p, t in align_bars(*keys):
         (a, a_rest), (b, b_rest) = (nothing if i is None else side[i] for i, side in zip((p, t), sides))
         found.update({"missing bar": p is None, "extra bar": t is None})
-        for x, y in _align_notes(a, b):
+        for x, y in align_notes(a, b):
             if x is None or y is None:
                 found["missing note" if x is None else "extra note"] += 1
             else:

@@ -193,7 +193,7 @@ def _tree_of_part(
 
 # %% ../../nbs/notation/tedn.ipynb #451a1f17
 _ROOTS = "END SKIP MEASURE KEY TIME CLEF STAVES NOTE BAR_REST "  # they open a row
-_PREFIXES = "KIND BACKUP VOICE GRACE CHORD OTHER_PREFIX "  # they belong to the next row
+_PREFIXES = "KIND VOICE GRACE CHORD OTHER_PREFIX "  # they belong to the next row
 _VALUED = "BEATS BEAT_TYPE RATIO ACCIDENTAL STEM STAFF TREMOLO TREMOLO_MARKS "  # suffixes with a value
 _COUNTED = """DOT BEGIN STOP FORWARD_HOOK BACKWARD_HOOK TIED_START TIED_STOP TUPLET_START TUPLET_STOP SLUR_START
  SLUR_STOP FERMATA ARPEGGIATE ACCENT STRONG_ACCENT TENUTO STACCATO TRILL """  # suffixes that are there or not
@@ -253,7 +253,6 @@ def _read(ids):
             n, n_pending = n + 1, 0
         elif column <= _C.OTHER_PREFIX:
             items[n, column] = items[n, column] or value
-            items[n, _C.BACKUP] |= value == _A_BACKUP
             n_pending += 1
         elif n_pending == 0 and items[n - 1, _C.ROOT] != _C.MEASURE and items[n - 1, column] < _MOST[column]:
             if column == _C.FORWARD_HOOK or column == _C.BACKWARD_HOOK:  # their order, one bit each
@@ -270,6 +269,7 @@ _LENGTHS = [
 ]  # fmt: skip
 _QUARTER = lcm(*(f.denominator for by_dots in _LENGTHS for by_ratio in by_dots for f in by_ratio))  # ticks
 _LENGTH = np.array([[[int(f * _QUARTER) for f in row] for row in rows] for rows in _LENGTHS], np.int64)
+_64TH = int(_LENGTH[V.NOTE_TYPE_TOKENS.index("64th"), 0, 0])
 
 
 @_compile
@@ -313,11 +313,15 @@ def _bar_rest(items, i, bar, now, longest):
     "Ticks of the whole-bar rest in row i: what backups right after it take back, the signature, or the longest voice."
     back = 0
     for j in range(i + 1, len(items)):
-        if items[j, _C.ROOT] != _C.NOTE or not items[j, _C.BACKUP]:
+        if items[j, _C.ROOT] == _C.BAR_REST and items[j, _C.KIND] >= _A_FORWARD:
+            continue  # an error, left out
+        if items[j, _C.ROOT] != _C.NOTE or items[j, _C.KIND] != _A_BACKUP:
             break
-        back += _LENGTH[items[j, _C.VALUE], 0, items[j, _C.RATIO]]
+        length = _LENGTH[items[j, _C.VALUE], 0, items[j, _C.RATIO]]
+        if bar < 0 or back + length <= bar:  # longer ones are errors
+            back += length
     if now == 0 and back:
-        return min(back, bar) if bar >= 0 else back
+        return back
     return bar if bar >= 0 else max(longest, now) or 4 * _QUARTER
 
 
@@ -328,16 +332,29 @@ def _copy_row(source, i, target, n):
 
 # %% ../../nbs/notation/tedn.ipynb #f8bb1898
 @_compile
+def _back(items, i, now, is_wrong):
+    "Ticks that the backup in row i goes back: to the bar line where it would pass it, or leave a left hand late."
+    ticks, j = items[i, _C.TICKS], i + 1
+    if is_wrong and ticks < now and j < len(items) and items[j, _C.ROOT] >= _C.NOTE:
+        if items[j, _C.KIND] < _A_FORWARD and items[j, _C.STAFF] == 2 and now % _64TH == 0:
+            return now
+    return ticks if ticks <= now else now if now % _64TH == 0 else 0
+
+# %% ../../nbs/notation/tedn.ipynb #89911422
+@_compile
 def _repair(items):
     "The rows that `analyse` keeps, made legal. Forwards, or backups, in a row become one."
     n, bar, now, longest, in_chord = 0, -1, 0, 0, False
+    end, before, staff, has_left = 0, 0, 0, False
     for i in range(len(items)):
         root, kind = items[i, _C.ROOT], items[i, _C.KIND]
         if root < _C.NOTE:
             _set_attribute(items, i)
             in_chord = False
             if root == _C.MEASURE:
-                now = longest = 0
+                before = max(longest, now) or before
+                now = longest = end = staff = 0
+                has_left = False
             elif root == _C.TIME:
                 bar = 4 * _QUARTER * items[i, _C.BEATS] // items[i, _C.BEAT_TYPE]
         elif root == _C.BAR_REST and kind >= _A_FORWARD:
@@ -346,13 +363,20 @@ def _repair(items):
             _set_note(items, i, in_chord, bar)
             kind, ticks = items[i, _C.KIND], items[i, _C.TICKS]
             in_chord = kind < _A_REST
-            if kind == _A_BACKUP and ticks > now:
-                continue
             longest = max(longest, now)
+            if kind == _A_BACKUP:
+                known = bar if bar >= 0 else before
+                ticks = items[i, _C.TICKS] = _back(items, i, now, not has_left and known > 0 and end != known)
+                if ticks == 0:
+                    continue
+            elif kind < _A_FORWARD:
+                staff = items[i, _C.STAFF] or staff
+                has_left |= staff == 2
             if root == _C.BAR_REST:
                 now += _bar_rest(items, i, bar, now, longest)
             elif not items[i, _C.CHORD]:
                 now += -ticks if kind == _A_BACKUP else ticks
+            end = end if kind == _A_BACKUP else now
             if kind >= _A_FORWARD and items[n - 1, _C.KIND] == kind:
                 items[n - 1, _C.TICKS] += ticks
                 continue
