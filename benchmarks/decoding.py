@@ -2,6 +2,7 @@
 of the same size, and vitomr. Batches of 1, 8 and 64 pictures of one size; nobody may end early, all write as much.
 
     python benchmarks/decoding.py --tokens 200 --threads 1
+    python benchmarks/decoding.py --device cuda --compile
 
 Hugging Face's model is a BART of the reader's width, depth and vocabulary, with as many source positions as the
 pictures have patches (its weights are random: what it writes is not music). The pictures are encoded beforehand.
@@ -9,6 +10,9 @@ The last column is the share of the machine's limit: the longer of the time to r
 weights, the pictures' keys and values, the tokens' own) at the bandwidth of a large sum, and the time to multiply what
 it must multiply at the rate of a large float32 product, both measured in the same run with the same threads.
 The line int8 is the same reader with its weights in eight bits, reading the same pictures.
+On a GPU, vitomr's step is replayed as one CUDA graph; "launched" is the loop with a growing cache, each operation of
+which Python asks for; "compiled" replays a step that torch.compile has fused (--compile; on a CPU it is fused only).
+Eight bits are for a CPU.
 Hugging Face's line needs a package that the project does not: pip install transformers
 """
 
@@ -45,24 +49,17 @@ def hugging_face(cfg, vocabulary: int):
     return BartForConditionalGeneration(config).eval()
 
 
-def bandwidth() -> float:
+def bandwidth(device: str) -> float:
     "Bytes a second of reading a tensor much larger than the caches."
-    x = torch.ones(64_000_000)
-    x.sum()
-    start = time.perf_counter()
-    for _ in range(5):
-        x.sum()
-    return 5 * 4 * len(x) / (time.perf_counter() - start)
+    x = torch.ones(64_000_000, device=device)
+    return 4 * len(x) / seconds(x.sum, 5)
 
 
-def arithmetic() -> float:
+def arithmetic(device: str) -> float:
     "Multiplications and additions a second of a large float32 product."
-    a, b = torch.randn(2, 1024, 1024)
-    a @ b
-    start = time.perf_counter()
-    for _ in range(5):
-        a @ b
-    return 5 * 2 * 1024**3 / (time.perf_counter() - start)
+    n = 1024 if device == "cpu" else 8192
+    a, b = torch.randn(2, n, n, device=device)
+    return 2 * n**3 / seconds(lambda: a @ b, 5)
 
 
 def limit(model, batch: int, length: float, read: float, multiply: float, width: int = 4) -> float:
@@ -77,10 +74,13 @@ def limit(model, batch: int, length: float, read: float, multiply: float, width:
 
 def seconds(f, repeats: int) -> float:
     f()  # warm
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times = []
     for _ in range(repeats):
+        wait()
         start = time.perf_counter()
         f()
+        wait()
         times.append(time.perf_counter() - start)
     return float(np.median(times))
 
@@ -91,40 +91,50 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200, help="that every row writes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3, help="of which the median counts")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="measure the compiled step too")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = Transcriber.from_pretrained(device="cpu").model
+    model = Transcriber.from_pretrained(device=args.device).model
     model.head.bias[EOS_ID] = -1e9  # nobody ends
     other = hugging_face(model.cfg, model.cfg.vocabulary_size)
-    small = quantise(copy.deepcopy(model))
-    rates = bandwidth(), arithmetic()
+    other = other and other.to(args.device)
+    small = quantise(copy.deepcopy(model)) if args.device == "cpu" else None
+    rates = bandwidth(args.device), arithmetic(args.device)
     sizes = [f"{sum(p.numel() for p in m.parameters()) / 1e6:.1f} M" if m else "not installed" for m in (model, other)]
-    print(f"vitomr {sizes[0]} parameters, Hugging Face {sizes[1]}; {args.threads} thread(s), "
+    where = f"{args.threads} thread(s)" if args.device == "cpu" else torch.cuda.get_device_name(args.device)
+    print(f"vitomr {sizes[0]} parameters, Hugging Face {sizes[1]}; {where}, "
           f"{H * W} patches, {args.tokens} tokens a row, "
           f"{rates[0] / 1e9:.1f} GB/s, {rates[1] / 1e9:.0f} GFLOP/s")  # fmt: skip
     print(f"{'batch':>5} {'':14} {'tokens/s':>9} {'vitomr is':>10} {'of the limit':>13}")
     for b in args.batches:
-        compare(model, small, other, b, args.tokens, args.repeats, rates)
+        compare(model, small, other, b, rates, args)
 
 
-def compare(model, small, other, b: int, n: int, repeats: int, rates: tuple[float, float]) -> None:
+def compare(model, small, other, b: int, rates: tuple[float, float], args) -> None:
     "Print the lines of one batch size."
-    img = torch.randint(0, 256, (b, 1, H * PATCH, W * PATCH), dtype=torch.uint8)
-    mask = torch.ones(b, H, W, dtype=torch.bool)
+    n, on = args.tokens, {"device": args.device}
+    img = torch.randint(0, 256, (b, 1, H * PATCH, W * PATCH), dtype=torch.uint8, **on)
+    mask = torch.ones(b, H, W, dtype=torch.bool, **on)
     memory = model.encode(img, mask)
     ways = {"without cache": lambda: greedy(model, img, mask, max_tokens=n, cached=False, memory=memory)}
     if other:
-        source = torch.randint(3, 200, (b, H * W))
+        source = torch.randint(3, 200, (b, H * W), **on)
         states = other.get_encoder()(source)
         settings = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": False, "num_beams": 1}
         ways["Hugging Face"] = lambda: other.generate(source, encoder_outputs=states, **settings)
-    own = small.encode(img, mask)
     ways["vitomr"] = lambda: greedy(model, img, mask, max_tokens=n, memory=memory)
-    ways["vitomr, int8"] = lambda: greedy(small, img, mask, max_tokens=n, memory=own)
+    if img.is_cuda:
+        ways["launched"] = lambda: greedy(model, img, mask, max_tokens=n, memory=memory, still=False)
+    if args.compile:
+        ways["compiled"] = lambda: greedy(model, img, mask, max_tokens=n, memory=memory, compile=True)
+    if small:
+        own = small.encode(img, mask)
+        ways["vitomr, int8"] = lambda: greedy(small, img, mask, max_tokens=n, memory=own)
     if b * n > 2000:
         del ways["without cache"]  # minutes
-    took = {name: seconds(way, 1 if name == "without cache" else repeats) for name, way in ways.items()}
+    took = {name: seconds(way, 1 if name == "without cache" else args.repeats) for name, way in ways.items()}
     best = {"vitomr": limit(model, b, n / 2, *rates), "vitomr, int8": limit(model, b, n / 2, *rates, width=1)}
     for name, t in took.items():
         share = f"{100 * b * n / t / best[name]:.0f} %" if name in best else ""

@@ -1,15 +1,31 @@
 """Sampling, scoring, beams and compaction give what the plain loop gives."""
 
+import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from vitomr.data.batches import pad_pictures, prepare
 from vitomr.decoder import READERS, Reader
-from vitomr.nn.decoding import Decoded, Sampler, Session, beam, entropy_of, greedy, score, stream, write
-from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID
+from vitomr.nn.decoding import (
+    Decoded,
+    Sampler,
+    Session,
+    StillSession,
+    beam,
+    entropy_of,
+    greedy,
+    score,
+    still_step,
+    stream,
+    write,
+)
+from vitomr.nn.vit import Encoder
+from vitomr.notation.grammar import Grammar
+from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID, VOCABULARY
 
 SAMPLERS = [Sampler(0.0), Sampler(), Sampler(0.7), Sampler(1.3, top_k=5), Sampler(1.0, top_p=0.8), Sampler(2.0, 9, 0.9)]
 
@@ -51,6 +67,86 @@ def test_cached_equals_uncached_and_compacted_equals_whole(reader, pictures, sam
     assert 1 < len({len(plain.ids(r)) for r in range(15)}), "all rows ended together; the test would show nothing"
     for cached, compact in ((True, False), (True, True), (False, True)):
         same(write(reader, *pictures, sampler, **options, generator=rng(), cached=cached, compact=compact), plain)
+
+
+@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_where_nothing_moves_the_same_is_written(reader, pictures, sampler, compact):
+    options = {"copies": 3, "max_tokens": 91}  # no multiple of the steps between two looks
+    plain = write(reader, *pictures, sampler, **options, generator=rng())
+    same(write(reader, *pictures, sampler, **options, generator=rng(), still=True, compact=compact), plain)
+
+
+def test_where_nothing_moves_rows_may_end_early_and_rules_are_kept(reader, pictures):
+    with torch.no_grad():
+        reader.head.bias[EOS_ID] += 6.0  # all end within a few tokens
+    try:
+        plain, still = (write(reader, *pictures, Sampler(), max_tokens=60, generator=rng(), still=s) for s in (0, 1))
+    finally:
+        with torch.no_grad():
+            reader.head.bias[EOS_ID] -= 6.0
+    assert plain.tokens.shape[1] < 30
+    same(still, plain)
+    ruled = [
+        write(reader, *pictures, Sampler(1.5), copies=2, max_tokens=50, generator=rng(), still=s,
+              rules=Grammar().tracker(10))
+        for s in (False, True)
+    ]  # fmt: skip
+    same(*ruled)
+    assert all(Grammar().legal([*ruled[1].ids(r), EOS_ID]) is None for r in range(10) if not ruled[1].truncated[r])
+    with pytest.raises(ValueError, match="max_tokens 0"):
+        write(reader, *pictures, max_tokens=0, still=True)
+
+
+def test_a_compiled_step_writes_the_same(reader, pictures):
+    options = {"copies": 3, "max_tokens": 30, "compact": False}  # one shape, one compilation
+    plain, fused = (
+        write(reader, *pictures, Sampler(1.3, top_k=5), **options, generator=rng(), compile=c) for c in (False, True)
+    )
+    same(fused, plain)
+
+
+def on_a_device_that_is_not_there(sampler: Sampler, grammar: bool) -> StillSession:
+    "Encode pictures and write three tokens on a GPU of shapes without numbers."
+    with torch.device("cuda:0"):
+        model = Reader(READERS["smoke"]).eval()
+    img = torch.zeros(2, 1, 64, 96, dtype=torch.uint8, device="cuda:0")
+    memory = model.remember(model.see(img, mask := torch.ones(2, 4, 6, dtype=torch.bool, device="cuda:0")), mask)
+    s = StillSession(model, memory, 2, copies=3, max_tokens=9, every=4, device=img.device)
+    s.legal = torch.ones(6, len(VOCABULARY), dtype=torch.bool, device="cuda:0") if grammar else None
+    for _ in range(3):
+        still_step(sampler, s)
+    return s
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_a_step_asks_nothing_of_the_device_and_stays_on_it(sampler, monkeypatch):
+    """Fake tensors know their device and have no numbers: a tensor of the wrong device is an error, and so is
+    whatever would make the host wait (`.item()`, `if tensor`, an index made of a mask)."""
+    monkeypatch.setattr(Encoder, "forward", lambda self, img, mask: img.new_zeros(2, 24, self.d, dtype=torch.float32))
+    with FakeTensorMode(), torch.no_grad():
+        s = on_a_device_that_is_not_there(sampler, grammar=sampler.top_k == 5)
+        assert {t.device.type for t in (s.tokens, s.logp, s.entropy, s.last, s.ended, s.place)} == {"cuda"}
+        assert s.tokens.shape == (4, 6) and s.last.shape == (6, 1)
+        with pytest.raises(DataDependentOutputException):
+            bool(s.ended.all())  # the test would notice
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_a_gpu_writes_what_a_cpu_writes(reader, pictures, sampler):
+    "By the recorded graph, by the compiled one, and with a grammar; draws that fall on an edge may differ."
+    options = {"copies": 3, "max_tokens": 91}
+    plain = write(reader, *pictures, sampler, **options, generator=rng())
+    there, (img, mask) = copy.deepcopy(reader).cuda(), (x.cuda() for x in pictures)
+    for how in ({}, {"compact": False}, {"still": False}, {"compile": True}):
+        got = write(there, img, mask, sampler, **options, generator=rng(), **how)
+        n = min(got.tokens.shape[1], plain.tokens.shape[1])
+        alike = (got.tokens[:, :n].cpu() == plain.tokens[:, :n]).long().cumprod(1).bool()
+        assert alike.float().mean() > 0.97, how
+        assert ((got.logp[:, :n].cpu() - plain.logp[:, :n]).abs() * alike).max() < 1e-3, how
+    ruled = write(there, img, mask, sampler, **options, generator=rng(), rules=Grammar().tracker(15))
+    assert all(Grammar().legal([*ruled.ids(r), EOS_ID]) is None for r in range(15) if not ruled.truncated[r])
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS[1:], ids=str)

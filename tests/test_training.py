@@ -26,7 +26,16 @@ from vitomr.nn.decoding import greedy, without_control
 from vitomr.nn.kernels import Int8Linear, quantise
 from vitomr.notation.lmx import decode
 from vitomr.notation.metrics import token_distance
-from vitomr.train.loop import CheckpointError, LoopConfig, Optimizers, fit, groups_of, load_checkpoint, read_history
+from vitomr.train.loop import (
+    CheckpointError,
+    Ema,
+    LoopConfig,
+    Optimizers,
+    fit,
+    groups_of,
+    load_checkpoint,
+    read_history,
+)
 
 SMALL = replace(
     TRAINING["smoke"],
@@ -42,6 +51,23 @@ def batch(shards):
 
 def losses_of(folder) -> dict[int, float]:
     return {h["step"]: h["loss"] for h in read_history(folder)}
+
+
+def test_averaged_weights_by_hand():
+    "From the first weights on, with a decay that rises to its own as steps go by."
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 8.0)
+    ema, expected = Ema(model, decay=0.4), 8.0
+    for step, value in enumerate((4.0, 6.0, -1.0, 3.0)):
+        torch.nn.init.constant_(model.weight, value)
+        ema.update(model, step)
+        decay = min(0.4, (1 + step) / (10 + step))  # .1, .18, .25, .31: still below .4
+        expected = decay * expected + (1 - decay) * value
+        assert float(ema.shadow["weight"]) == pytest.approx(expected, abs=1e-6)
+    assert model.weight.item() == 3.0
+    for step in range(100, 140):
+        ema.update(model, step)
+    assert float(ema.shadow["weight"]) == pytest.approx(3.0, abs=1e-6)
 
 
 # what learns, and how fast
@@ -249,6 +275,15 @@ def test_everything_at_once_resumes_to_identical_losses(shards, tmp_path):
     timeless = [[{k: v for k, v in h.items() if k != "seconds"} for h in hs] for hs in (one, two)]
     assert timeless[0] == timeless[1] and [h["step"] for h in one if "dev_ser" in h] == [2, 4, 6]
     assert all(torch.equal(x, y) for x, y in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_gpu_goes_on_there(shards, tmp_path):
+    for stop in (3, None):
+        again = train(SMALL, shards.folder, tmp_path / "stopped", stop_at=stop, device="cuda:0")
+    train(SMALL, shards.folder, tmp_path / "whole", device="cuda:0")
+    one, two = (losses_of(tmp_path / f) for f in ("whole", "stopped"))
+    assert one == pytest.approx(two, rel=1e-3) and next(again.parameters()).is_cuda
 
 
 def test_checkpoints_from_before_these_settings_go_on(shards, tmp_path):

@@ -86,18 +86,20 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: torch.Tensor,  # (B, T, D) new tokens
-        start: int = 0,  # position of the first of them
+        start: int | torch.Tensor = 0,  # position of the first of them; int64 (1,) where it must stay on the device
         cache: tuple[torch.Tensor, torch.Tensor] | None = None,  # keys, values (B, heads, T_max, d), written in place
     ) -> torch.Tensor:  # (B, T, D)
         q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.heads)
         t = x.shape[1]
-        here = torch.arange(start, start + t, device=x.device)
+        here, known = start + torch.arange(t, device=x.device), isinstance(start, int)
         cos, sin = rotary_angles(here, q.shape[-1])
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
-            cache[0][:, :, start : start + t], cache[1][:, :, start : start + t] = k, v
-            k, v = cache[0][:, :, : start + t], cache[1][:, :, : start + t]
-        mask = None if t == 1 else here[:, None] >= torch.arange(k.shape[2], device=x.device)  # (T, S)
+            for kept, new in zip(cache, (k, v), strict=True):
+                kept.index_copy_(2, here, new.to(kept.dtype))
+            end = start + t if known else cache[0].shape[2]  # all of it, where nobody knows how much is written
+            k, v = (kept[:, :, :end] for kept in cache)
+        mask = None if t == 1 and known else here[:, None] >= torch.arange(k.shape[2], device=x.device)  # (T, S)
         y, _ = attend(q, k, v, mask)
         return self.out(rearrange(y, "b h t d -> b t (h d)"))
 

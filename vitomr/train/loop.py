@@ -201,7 +201,7 @@ def _backward(model: nn.Module, micro: Sequence, loss_fn: Callable, cfg: LoopCon
         totals = {"totals": {k: sum(c[k] for c in counts) for k in counts[0]}}
     for i, batch in enumerate(micro):
         torch.manual_seed(cfg.seed * 1_000_003 + step * cfg.accumulate + i)  # dropout and sampling of this batch
-        with torch.autocast(device, torch.bfloat16, enabled=cfg.bf16):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=cfg.bf16):
             loss, parts = loss_fn(model, batch.to(device), step, **totals)
         loss.backward()
         for k, v in {"loss": loss.detach(), **parts}.items():
@@ -313,7 +313,7 @@ class _Run:
                     f"{path} was made with another optimizer, layer_decay or choice of layers that learn; "
                     "use another run folder"
                 ) from None
-            ema.shadow = state["ema"]
+            ema.shadow = {k: v.to(ema.shadow[k].device) for k, v in state["ema"].items()}
             patience.load_state_dict(state.get("patience"))
             step, self.samples = state["step"], state["samples"]
         (self.folder / "config.json").write_text(json.dumps(self.config, indent=1))

@@ -91,7 +91,8 @@ def rollout_of(policy: PolicyModel, states: Sequence, n: int, how: Sampling, see
     "Draw n actions for each state."
     if isinstance(policy, TokenPolicy):
         return policy.rollout(states, n, how, seed)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    gpus = {p.device for p in policy.get_parameters().values() if p.is_cuda}
+    with torch.random.fork_rng(devices=gpus), torch.no_grad():
         torch.manual_seed(seed)
         actions = policy.generate_actions(states, n, temperature=how.temperature)
     with torch.no_grad():
