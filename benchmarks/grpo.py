@@ -1,17 +1,25 @@
 """What a step of practice spends on writing, rewards and the update; the same step with `zss` distances beside it.
 
     python benchmarks/grpo.py --data data/train --steps 3
+    python benchmarks/grpo.py --data data/train --memory 8 32 128 --tokens 60 --threads 1
 
 The packaged reader under preset `tiny`: 8 pictures × 8 readings, excerpts of up to --tokens tokens. Wall seconds of
 each phase and CPU seconds of the reward on its own thread; "waited for" is the time in which nothing else went on. A
 first step is a warm-up and left out. Then the tree distances of the last step's readings are measured on the same
 pairs by both implementations, equal readings once, --zss of them, and the reward's share of the step is told for each.
+
+With --memory, instead: the most memory that one process ever held over one step of one picture read G times, for each
+G in a process of its own; 32 readings are written and 16 differentiated at once, whatever G is.
 """
 
 import argparse
+import multiprocessing
+import resource
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +44,32 @@ def timed(f) -> tuple[float, object]:
     return time.process_time() - start, result
 
 
+def team_of(args, **given) -> tuple[Team, Optimizers]:
+    cfg = with_settings(PRACTICE["tiny"], {"lengths": [args.tokens], "dynamic_sampling": 0} | given)
+    model = load_reader(PACKAGED)
+    data = Excerpts(Shards(args.data), cfg, space=model.cfg.staff_space)
+    team = Team(ReaderPolicy(model), data, MusicReward(cfg.reward), cfg, Accelerator(cpu=True))
+    return team, Optimizers(team.weights, cfg.loop)
+
+
+def peak(args, g: int) -> tuple[float, float, float]:
+    "MiB held at most before a step of g readings and after it, and the tokens of a reading."
+    torch.set_num_threads(args.threads)
+    held = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    team, optimizers = team_of(args, num_generations=g, per_device_batch_size=g, max_actions=2 * args.tokens)
+    before = held()
+    parts, table, _ = collect(team, 0)
+    update(team, parts, table, 0, optimizers, 1e-6)
+    return before, held(), float(table.lengths.mean())
+
+
+def compare_memory(args) -> None:
+    print(f"{'G':>4} {'loaded':>8} {'peak':>8} {'tokens':>8}")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for g, (before, after, tokens) in zip(args.memory, pool.map(partial(peak, args), args.memory)):
+            print(f"{g:4} {before:4.0f} MiB {after:4.0f} MiB {tokens:8.0f}", flush=True)
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, help="a folder of shards; without one, excerpts of music21's corpus are made")
@@ -43,17 +77,16 @@ def main() -> None:
     p.add_argument("--tokens", type=int, default=120, help="of the longest excerpt")
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
     p.add_argument("--zss", type=int, default=8, help="pairs that zss measures; it takes seconds for each")
+    p.add_argument("--memory", type=int, nargs="+", metavar="G", help="measure memory for these group sizes instead")
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     if args.data is None:
         args.data = Path(tempfile.mkdtemp())
         build("music21", args.data, 200, seed=3)
-    given = {"steps": args.steps + 1, "lengths": [args.tokens], "dynamic_sampling": 0}
-    cfg = with_settings(PRACTICE["tiny"], given)
-    model = load_reader(PACKAGED)
-    data = Excerpts(Shards(args.data), cfg, space=model.cfg.staff_space)
-    team = Team(ReaderPolicy(model), data, MusicReward(cfg.reward), cfg, Accelerator(cpu=True))
-    optimizers, rows = Optimizers(team.weights, cfg.loop), []
+    if args.memory:
+        return compare_memory(args)
+    team, optimizers = team_of(args, steps=args.steps + 1)
+    rows = []
     for step in range(args.steps + 1):
         team.seconds.clear()
         with team.clock("step"):

@@ -1,15 +1,18 @@
 """Practice: numbers by hand, other people's formulas, one gradient however a step is cut, one history."""
 
+import importlib.util
 import json
 import math
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,8 @@ from vitomr.data.batches import pad_pictures
 from vitomr.data.synthesis import Shards
 from vitomr.decoder import READERS, Reader, load_reader, save_reader
 from vitomr.grpo import (
+    PRACTICE,
+    TRACKERS,
     Excerpts,
     GRPOConfig,
     MusicReward,
@@ -50,9 +55,10 @@ from vitomr.grpo import (
 from vitomr.notation.grammar import Grammar
 from vitomr.notation.lmx import EOS_ID
 from vitomr.rewards import Breakdown
+from vitomr.train import policy as policy_module
 from vitomr.train.loop import CheckpointError, read_history
 from vitomr.train.objective import full_kl, k1, k2, k3, kl_name, kl_penalty, normalised_entropy
-from vitomr.train.policy import Picture, ReaderPolicy, Sampling, Scored
+from vitomr.train.policy import Picture, ReaderPolicy, Rollout, Sampling, Scored
 from vitomr.train.schedules import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -608,6 +614,162 @@ def test_length_weight_is_scheduled(tmp_path):
     assert [h["reward"] for h in history] == pytest.approx([0.99, 0.895, 0.8])
 
 
+# MMR1's controls, each with a value of its own: a control that is not connected fails here
+
+
+def test_every_documented_control_is_a_setting_of_its_name():
+    names = """use_kl kl_approximator beta k1_weight k1_threshold k3_weight k3_adaptive_factor kimikl_weight
+        kimikl_task_id kimifull_weight entropy_reg entropy_weight temperature_func temperature_begin temperature_end
+        reward_scale no_mean_for_same_reward per_device_batch_size num_generations gradient_checkpointing""".split()
+    assert set(names) <= {f.name for f in fields(GRPOConfig)}
+    for name in ("k1", "k3", "kimikl", "kimifull", "fullkimi"):
+        assert with_settings(GRPOConfig(), {"use_kl": True, "kl_approximator": name}).kl_approximator == name
+
+
+class Chooser:
+    "Three places of four tokens for each of four states, the whole policy one table."
+
+    n_choices = 4
+
+    def __init__(self):
+        self.table = torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        self.asked = []  # how readings were drawn and scored
+
+    def get_parameters(self):
+        return {"table": self.table}
+
+    def everything(self, states, n, how):
+        self.asked.append(how.temperature)
+        return (self.table[list(states)].repeat_interleave(n, 0) / how.temperature).log_softmax(-1)  # (N, T, V)
+
+    def rollout(self, states, n, how, seed):  # its log-probabilities have gradients; the trainer must not follow them
+        full = self.everything(states, n, how).detach()
+        drawn = torch.multinomial(full.exp().flatten(0, 1), 1, generator=torch.Generator().manual_seed(seed))
+        rows = drawn.view(-1, 3).tolist()
+        actions = [rows[i : i + n] for i in range(0, len(rows), n)]
+        return Rollout(actions, self.score(states, actions, how), torch.zeros(len(rows), dtype=torch.bool))
+
+    def score(self, states, actions, how, *, full=False):
+        everything = self.everything(states, len(actions[0]), how)
+        ids = torch.tensor([a for group in actions for a in group])
+        logp = everything.gather(2, ids[..., None])[..., 0]
+        entropy = -(everything.exp() * everything).sum(-1)
+        return Scored(logp, torch.ones_like(logp, dtype=torch.bool), entropy, everything if full else None)
+
+    def generate_actions(self, states, num_actions_per_state, *, temperature=1.0):
+        return self.rollout(states, num_actions_per_state, Sampling(temperature), 0).actions
+
+    def get_log_probabilities(self, states, actions):
+        return self.score(states, actions, Sampling()).logp.sum(1)
+
+
+def token_reward(states, actions):
+    return [[float(sum(a)) for a in group] for group in actions]
+
+
+def first_loss(**given):
+    "The loss of a first step by a policy that has left its reference, what was drawn, and the team."
+    t = team(Chooser(), token_reward, **given)
+    with torch.no_grad():
+        t.policy.table += torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(2))
+    parts, table, _ = collect(t, 0)
+    return sum(float(objective(t, m, 0, None)[0].detach()) for m in micro_batches(t, parts, table, 0)), parts, table, t
+
+
+def distances(parts, t):
+    "Of the same readings: log π, log π_ref, all of π and π_ref, entropy of a reading in nats."
+    states, actions = [p.state for p in parts], [p.actions for p in parts]
+    p, q = (x.score(states, actions, Sampling(), full=True) for x in (t.policy, Reference))
+    return p.logp.detach(), q.logp.detach(), p.full.detach(), q.full.detach(), p.entropy.mean(1).detach()
+
+
+Reference = Chooser()
+KLS = {  # approximator → settings, the penalty by hand
+    "k1": ({"k1_weight": 0.3, "k1_threshold": 0.4}, lambda p, q, P, Q, h: 0.3 * (p - q).clamp(-0.4, 0.4)),
+    "k3": (
+        {"k3_weight": 0.7, "k3_adaptive_factor": 0.9},
+        lambda p, q, P, Q, h: 0.7 * ((q - p).exp() - (q - p) - 1) * (1 - 0.9 * h / math.log(4))[:, None],
+    ),
+    "kimikl": (
+        {"kimikl_weight": 0.6, "kimikl_task_id": [""]},
+        lambda p, q, P, Q, h: 0.6 * (p - q) ** 2 / 2,
+    ),
+    "kimifull": ({"kimifull_weight": 0.5}, lambda p, q, P, Q, h: 0.5 * (P.exp() * (P - Q)).sum(-1)),
+}
+
+
+@pytest.mark.parametrize("name", KLS)
+def test_each_divergence_enters_the_loss_with_its_own_controls(name):
+    given, by_hand = KLS[name]
+    plain, parts, _, t = first_loss()
+    expected = float(by_hand(*distances(parts, t)).mean())  # all readings are of one length
+    assert abs(expected) > 1e-3
+    assert first_loss(**given, kl_approximator=name)[0] == plain  # use_kl is off
+    got = first_loss(**given, kl_approximator=name, use_kl=True)[0] - plain
+    assert got == pytest.approx(expected, abs=1e-5)
+    own = next(v for k, v in given.items() if k.endswith("_weight"))
+    got = first_loss(**given, kl_approximator=name, use_kl=True, beta=0.25)[0] - plain
+    assert got == pytest.approx(0.25 / own * expected, abs=1e-5)
+
+
+def test_entropy_is_weighed_in_nats():
+    plain, parts, _, t = first_loss()
+    entropy = float(distances(parts, t)[4].mean())
+    for weight in (0.4, -0.4):
+        assert first_loss(entropy_weight=weight)[0] == plain
+        got = first_loss(entropy_reg=True, entropy_weight=weight)[0]
+        assert got - plain == pytest.approx(-weight * entropy, abs=1e-5)
+
+
+def test_rewards_are_scaled_and_equal_ones_may_be_kept():
+    plain, table = (first_loss(advantage_scale="none")[i] for i in (0, 2))
+    thrice, scaled = (first_loss(advantage_scale="none", reward_scale=3.0)[i] for i in (0, 2))
+    np.testing.assert_allclose(scaled.total, 3 * table.total)
+    np.testing.assert_allclose(scaled.adv, 3 * table.adv)
+    assert thrice == pytest.approx(3 * plain, abs=1e-5)
+    alike = lambda states, actions: [[0.3] * len(g) for g in actions]
+    for keep in (False, True):
+        grad, table = gradient(team(Chooser(), alike, no_mean_for_same_reward=keep))
+        assert (table.adv == 0.3 * keep).all() and bool(grad.abs().max() > 0) == keep
+
+
+@pytest.mark.parametrize("func", ["constant", "linear", "cosine"])
+def test_temperature_goes_where_its_controls_say(tmp_path, func):
+    policy = Chooser()
+    cfg = settings(steps=5, temperature=0.9, temperature_func=func, temperature_begin=1.7, temperature_end=0.6)
+    practise(policy, lambda step, k: k % 4, token_reward, cfg, tmp_path)
+    half = 0.5 * (1.7 + 0.6)
+    path = {"constant": [0.9] * 5, "linear": np.linspace(1.7, 0.6, 5).tolist()}
+    path["cosine"] = [1.7, half + 0.55 * math.cos(math.pi / 4), half, half - 0.55 * math.cos(math.pi / 4), 0.6]
+    assert [h["temperature"] for h in read_history(tmp_path)] == pytest.approx(path[func], abs=1e-6)
+    calls = len(policy.asked) // 5  # of a step; drawn and scored alike
+    assert policy.asked == pytest.approx(np.repeat(path[func], calls).tolist()) and calls > 8
+
+
+@pytest.mark.parametrize(("g", "groups"), [(2, 8), (4, 4), (16, 1)])
+def test_a_device_counts_generations_not_pictures(g, groups):
+    asked = []
+    t = team(Chooser(), token_reward, lambda step, k: asked.append(k) or k % 4, num_generations=g, rollout_batch=16)
+    parts, table, _ = collect(t, 0)
+    assert table.total.shape == (groups, g) and sum(len(p.actions) for p in parts) == 16
+    assert sorted(asked) == list(range(groups))
+
+
+def test_checkpointing_is_what_the_setting_asks_for(tmp_path, shards, model, monkeypatch):
+    "Blocks are computed anew on the way back, and the weights after a step are the same."
+    save_reader(model, tmp_path / "init", dtype=torch.float32)
+    calls, plain = [], policy_module.checkpoint
+    monkeypatch.setattr(policy_module, "checkpoint", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    weights = {}
+    for saving in (False, True):
+        calls.clear()
+        cfg = settings(steps=1, max_actions=8, per_device_batch_size=4, lengths=[60], gradient_checkpointing=saving)
+        weights[saving] = train(cfg, shards.folder, tmp_path / f"{saving}", init=tmp_path / "init").state_dict()
+        assert bool(calls) == saving
+    for k, v in weights[False].items():
+        torch.testing.assert_close(v, weights[True][k], atol=1e-5, rtol=1e-4, msg=k)
+
+
 # Resuming, many processes
 
 
@@ -750,6 +912,51 @@ def test_two_processes_make_the_history_of_one(tmp_path, shards):
     assert (temperatures[0], temperatures[-1]) == (1.2, 0.8)
 
 
+def accelerate(shards, init, out, n, *given):
+    """`vitomr train grpo` as `accelerate launch` starts it on n GPUs; ACCELERATE_USE_CPU keeps it off them.
+
+    (`--cpu --num_processes n` starts one process only: for more, accelerate wants MPI.)
+    """
+    call = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(n)]
+    call += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    call += ["--main_process_port", "0", "-m", "vitomr.cli", "train", "grpo", "--preset", "smoke"]
+    call += ["--data", str(shards), "--init", str(init), "--out", str(out), "--steps", "4"]
+    same = "num_generations=4", f"per_device_batch_size={8 // n}", "rollout_batch=4", "max_actions=12", "lr=0.001"
+    for setting in (*same, *given):
+        call += ["--set", setting]
+    return call
+
+
+def test_accelerate_launch_writes_the_history_of_one_process(tmp_path, shards, model):
+    "One of two processes is killed and all are started again; the history is that of one process, undisturbed."
+    save_reader(model, tmp_path / "init", dtype=torch.float32)
+    given = {"num_generations": 4, "per_device_batch_size": 8, "rollout_batch": 4, "max_actions": 12}
+    cfg = with_settings(PRACTICE["smoke"], {"steps": 4, "lr": 0.001} | given)
+    train(cfg, shards.folder, tmp_path / "one", init=tmp_path / "init")
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    pipes = {"env": env, "cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    two = accelerate(shards.folder, tmp_path / "init", tmp_path / "two", 2, "checkpoint_minutes=0")
+    with subprocess.Popen(two, **pipes) as first:
+        workers = []
+        for line in first.stdout:
+            if line.startswith('{"step": 2'):
+                workers = psutil.Process(first.pid).children()
+                workers[-1].kill()
+                break
+        first.stdout.read()  # until all have left
+    assert len(workers) == 2 and first.returncode != 0 and not any(w.is_running() for w in workers)
+    assert 1 <= torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)["step"] < 4
+    done = subprocess.run(two, **pipes, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:]
+    one, again = (without_times(read_history(tmp_path / f)) for f in ("one", "two"))
+    assert len(one) == len(again) == 4
+    for x, y in zip(one, again, strict=True):
+        assert x == pytest.approx(y, abs=1e-4)
+    a, b = (load_reader(tmp_path / f / "weights").state_dict() for f in ("one", "two"))
+    for name, v in a.items():
+        torch.testing.assert_close(v, b[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
 # Around the loop
 
 
@@ -784,6 +991,35 @@ def test_a_missing_tracker_is_one_line(monkeypatch):
         tracker("mlflow", "x"),
     ):
         pass
+
+
+LINES = [{"step": n, "reward": n / 8, "seconds": {"rollout": 0.5 * n}} for n in (1, 2)]
+
+
+def test_trackers_keep_every_line(tmp_path, monkeypatch):
+    "The real ones, offline, where they are installed; of many processes the first alone has a run."
+    there = [name for name in TRACKERS if importlib.util.find_spec(name)]
+    if not there:
+        pytest.skip("neither trackio nor wandb is installed")
+    for variable, value in (("TRACKIO_DIR", tmp_path), ("WANDB_DIR", tmp_path), ("WANDB_MODE", "offline")):
+        monkeypatch.setenv(variable, str(value))
+    for name in there:
+        monkeypatch.setenv("RANK", "1")
+        with tracker(name, "vitomr", config={"steps": 2}) as log:
+            log(LINES[0])
+        assert name == "wandb" or not list(tmp_path.rglob("*.*"))
+        monkeypatch.setenv("RANK", "0")
+        with tracker(name, "vitomr", config={"steps": 2}) as log:
+            for line in LINES:
+                log(line)
+    if "trackio" in there:
+        (base,) = tmp_path.glob("*.db")
+        with sqlite3.connect(base) as db:
+            kept = [json.loads(m) for (m,) in db.execute("select metrics from metrics order by step")]
+        assert [(h["reward"], h["seconds/rollout"]) for h in kept] == [(0.125, 0.5), (0.25, 1.0)]
+    if "wandb" in there:
+        (run,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+        assert all(x in run.read_bytes() for x in (b"reward", b"seconds/rollout", b"0.125", b"0.25"))
 
 
 def test_the_command_line_practises(tmp_path, shards, model, capsys):

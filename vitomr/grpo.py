@@ -16,6 +16,7 @@ import copy
 import importlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -576,7 +577,7 @@ def _parts(batch: Sequence[Share], states: Sequence, got, marks: list[list[Break
     n, parts = len(batch[0]), []
     for i, (share, state) in enumerate(zip(batch, states, strict=True)):
         rows = slice(i * n, i * n + n)
-        mine = Scored(got.scored.logp[rows], got.scored.mask[rows])
+        mine = Scored(got.scored.logp[rows].detach(), got.scored.mask[rows])
         parts.append(Part(share, state, got.actions[i], mine, got.truncated[rows], marks[i]))
     return parts
 
@@ -1086,6 +1087,9 @@ def tracker(name: str, project: str, *, config: dict | None = None) -> Iterator[
         module = importlib.import_module(name)
     except ImportError:
         raise ValueError(f"the tracker {name} is not installed; pip install {name}, or leave it out") from None
+    if int(os.environ.get("RANK", 0)) > 0:  # of many processes the first alone has a run
+        yield lambda line: None
+        return
     module.init(project=project, config=config or {})
     try:
         yield lambda line: module.log(flat(line), step=line["step"])
