@@ -7,6 +7,7 @@ import re
 import shutil
 import tarfile
 import threading
+import xml.etree.ElementTree as ET
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,6 +31,7 @@ from vitomr.data.datasets import (
 )
 from vitomr.data.download import ARCHIVES, Archive, DownloadError, download, fetch, unpack
 from vitomr.notation.lmx import decode
+from vitomr.notation.score import mxl_bytes
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 BASE = EXAMPLES / "schumann-rosen-voice"
@@ -230,6 +232,37 @@ def test_a_missing_file_names_itself(tmp_path, suffix):
     read = {".png": "picture", ".lmx": "tokens", ".musicxml": "musicxml"}[suffix]
     with pytest.raises(ValueError, match=re.escape(str(lost))):
         getattr(next(i for i in items if i.name == "samples/22/p1-s2"), read)()
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "n_bad"),
+    [
+        ("grandstaff inside", "maj2_down_m-0-5.jpg", 1),
+        ("grandstaff beside", "maj2_down_m-0-5_distorted.jpg", 1),
+        ("grandstaff in one", "maj2_down_m-0-5.lmx", 2),
+        ("grandstaff inside", "maj2_down_m-0-5.musicxml", 2),
+        ("primus", "000051652-1_2_1.png", 1),
+        ("primus, one package", "000051652-1_1_1.png", 1),
+        ("json", "a.png", 3),
+        ("jsonl", "a.musicxml", 1),
+    ],
+)
+def test_a_missing_file_of_any_layout_names_itself(tmp_path, name, lost, n_bad):
+    path = TREES[name][0](tmp_path)
+    (gone,) = tmp_path.rglob(lost)
+    gone.unlink()
+    items = open_dataset(path, TREES[name][1])
+    bad = [f for i in items for f in faults(i)]
+    assert len(items) == TREES[name][3] and len(bad) == n_bad and all(str(gone) in f for f in bad)
+
+
+def test_scores_come_compressed_too(tmp_path):
+    put(tmp_path / "scores" / "lc6477671", ".musicxml")
+    plain = tmp_path / "scores" / "lc6477671.musicxml"
+    (tmp_path / "scores" / "lc6586696.mxl").write_bytes(mxl_bytes(ET.parse(plain).getroot()))
+    one, other = sorted(open_dataset(tmp_path / "scores"), key=lambda i: i.name)
+    assert (one.name, other.name, other.split) == ("lc6477671", "lc6586696", "test")
+    assert len(list(one.musicxml().iter("note"))) == len(list(other.musicxml().iter("note"))) > 0
 
 
 BROKEN = {  # file → what it says, and what of it is told
