@@ -13,7 +13,8 @@ encoder starts (fresh weights, or an MAE's) and in which helper losses there are
 At even intervals the averaged weights read the same dev excerpts, greedily and freely; a reading ends at half as many
 tokens again as the longest truth may have. Every point goes into the JSON file that nbs/00_mae.ipynb draws. Arms run
 one after the other, all of the first seed before the second. It may be stopped at any time: called again with the same
-settings, it goes on where it stood. Without --data it prints what was measured and trains nothing.
+settings, it goes on where it stood, and arms whose run folders are gone keep their points. Without --data it prints
+what was measured and trains nothing.
 """
 
 import argparse
@@ -111,7 +112,7 @@ def said(arm: str, seed: int, h: dict, args) -> None:
 
 
 def store(args) -> None:
-    "Write the points of all runs so far."
+    "Write the points of all runs so far, beside those that stand in the file."
     points = []
     for folder in sorted(args.runs.glob("*-*/")):
         about = json.loads((folder / "config.json").read_text())
@@ -128,6 +129,10 @@ def store(args) -> None:
         "mae_pictures": read_history(args.mae)[-1]["samples"] if mae.is_file() else None,
     }  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.out.is_file():  # what was measured elsewhere under the same settings stays
+        old, here = json.loads(args.out.read_text()), {(p["arm"], p["seed"]) for p in points}
+        if old["settings"] == settings:
+            points = [p for p in old["points"] if (p["arm"], p["seed"]) not in here] + points
     new = args.out.with_suffix(".new")
     new.write_text(json.dumps({"settings": settings, "points": points}, indent=1) + "\n")
     new.replace(args.out)
