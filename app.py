@@ -22,22 +22,30 @@ except ImportError:
 import gradio as gr  # noqa: E402
 
 from vitomr import views  # noqa: E402
-from vitomr.evaluate import GRAMMARS, Decoding  # noqa: E402
 from vitomr.figures import TERM_COLOURS  # noqa: E402
-from vitomr.insight import follow  # noqa: E402
 from vitomr.mae import MAE, load_mae, reconstruct  # noqa: E402
+from vitomr.notation.grammar import Grammar  # noqa: E402
 from vitomr.notation.score import musicxml_bytes  # noqa: E402
 from vitomr.page.documents import Pages, page_numbers  # noqa: E402
 from vitomr.page.staves import normalise  # noqa: E402
 from vitomr.rewards import PRESETS, TERMS, reward  # noqa: E402
-from vitomr.transcribe import PACKAGED, TRUTH_SUFFIXES, Progress, Transcriber, read_truth  # noqa: E402
+from vitomr.transcribe import (  # noqa: E402
+    GRAMMARS,
+    PACKAGED,
+    TRUTH_SUFFIXES,
+    Decoding,
+    Progress,
+    Transcriber,
+    read_truth,
+)
 from vitomr.views import Sheet, hint_html, status_html  # noqa: E402
 
 MAX_TOKENS = int(os.environ.get("VITOMR_MAX_TOKENS") or 1024)
 MAX_PAGES = int(os.environ.get("VITOMR_MAX_PAGES") or 8)  # read at a time: others wait
 HERE = Path(__file__).parent
 UPDATE_SECONDS = 0.1  # at least, between two views of a growing score
-DOWNLOADS = {"MusicXML": ".musicxml", "MIDI": ".mid", "MXL": ".mxl", "LMX": ".lmx", "SVG": ".svg"}
+MCP = bool(os.environ.get("VITOMR_MCP"))
+DOWNLOADS = {"MusicXML": ".musicxml", "MXL": ".mxl", "MIDI": ".mid", "PDF": ".pdf", "SVG": ".svg", "LMX": ".lmx"}
 EXAMPLES = {
     "bach-invention-1-scan-1": "Bach, a scan of 1853",
     "bach-invention-1-scan-3": "Bach, two lines further",
@@ -54,14 +62,15 @@ WAYS = {"Greedy": "greedy", "Beam": "beam", "Sampling": "sampling"}
 @cache
 def reader() -> Transcriber:
     "The model, loaded once. VITOMR_WEIGHTS names a folder or hub id other than the packaged weights."
-    return Transcriber.from_pretrained(os.environ.get("VITOMR_WEIGHTS") or None)
+    int8 = bool(os.environ.get("VITOMR_INT8"))  # faster on a CPU, and a little worse
+    return Transcriber.from_pretrained(os.environ.get("VITOMR_WEIGHTS") or None, int8=int8)
 
 
 @cache
 def seer() -> MAE | None:
-    "The masked autoencoder, where there are weights: VITOMR_MAE names their folder."
-    folder = Path(os.environ.get("VITOMR_MAE") or PACKAGED.parent / "mae")
-    return load_mae(folder) if folder.is_dir() else None
+    "The masked autoencoder, where the package has one; VITOMR_MAE names another folder. Raises `MaeWeightsError`."
+    given, packaged = os.environ.get("VITOMR_MAE"), PACKAGED.parent / "tiny-mae"
+    return load_mae(given or packaged) if given or packaged.is_dir() else None
 
 
 def card() -> str:
@@ -83,6 +92,15 @@ def decoding(way: str, beam: float, temperature: float, top_k: float, top_p: flo
     draws = {"temperature": temperature, "top_k": int(top_k), "top_p": top_p} if way == "sampling" else {}
     width = int(beam) if way == "beam" else 1
     return Decoding(beam=width, grammar=grammar, seed=int(seed or 0), max_tokens=MAX_TOKENS, **draws)
+
+
+def wanted_pages(path: str, pages: str | None) -> list[int]:
+    "The pages to read, from 0. Raises ValueError for too many."
+    with Pages(path) as opened:
+        numbers = page_numbers((pages or "").strip() or None, len(opened))
+    if len(numbers) > MAX_PAGES:
+        raise ValueError(f"{len(numbers)} pages asked for; choose up to {MAX_PAGES} at a time, as in 1-{MAX_PAGES}")
+    return numbers
 
 
 def outputs_of(status: str, original="", score="", tokens="", files=None, taken=None) -> list:
@@ -140,15 +158,13 @@ def transcribe(
     yield outputs_of(status_html("busy", "Reading."))
     try:
         how = decoding(way, beam, temperature, top_k, top_p, grammar, seed)
-        numbers = page_numbers(pages.strip() if pages and pages.strip() else None, len(Pages(path)))
-        if len(numbers) > MAX_PAGES:
-            raise ValueError(f"{len(numbers)} pages asked for; choose up to {MAX_PAGES} at a time, as in 1-{MAX_PAGES}")
+        numbers = wanted_pages(path, pages)
         given = {int(k): v for k, v in json.loads(boxes).items()} if boxes and boxes.strip() else None
         n, due, sheets = int(samples) if way == "sampling" else 1, 0.0, []
         for i in range(n):
             sofar = f"Reading {i + 1} of {n}" if n > 1 else "Reading"
             how_now = decoding(way, beam, temperature, top_k, top_p, grammar, how.seed + i)
-            for news in follow(reader(), path, how_now, pages=numbers, boxes=given):
+            for news in reader().read(path, pages=numbers, boxes=given, how=how_now):
                 if news.kind != "done" and (time.monotonic() >= due or news.kind == "page"):
                     yield growing(news, sofar)
                     due = time.monotonic() + UPDATE_SECONDS * max(1, len(news.document.lines))
@@ -162,6 +178,44 @@ def transcribe(
         message = f"this picture could not be read ({type(e).__name__})"
     yield outputs_of(status_html("error", f"Not read: {message}."))
     raise gr.Error(message, visible=False, print_exception=False)  # for programs; the page has its line
+
+
+@(spaces.GPU if spaces else lambda f: f)
+def read_music(
+    picture: gr.FileData,
+    beam: int = 1,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    grammar: str = "none",
+    seed: int = 0,
+    pages: str = "",
+    form: str = "musicxml",
+) -> str:
+    """Read printed music and give it as text: a picture or photo of a line or a page, or a PDF.
+
+    Args:
+        picture: the file; PNG, JPEG, TIFF, WEBP or PDF
+        beam: width of a beam search; 1 for the likeliest token at each step
+        temperature: draw tokens at this temperature; 0 for no draws
+        top_k: of draws, from the k likeliest tokens; 0 for all
+        top_p: of draws, from the likeliest tokens that hold this share
+        grammar: none; shape, legal tokens only; time, bars add up, too
+        seed: of draws
+        pages: of a PDF, as in 1-3,7; empty for all
+        form: musicxml, or lmx for tokens, a line of text for each part
+
+    Returns:
+        the score
+    """
+    try:
+        if form not in ("musicxml", "lmx"):
+            raise ValueError(f"unknown form {form!r}; choose musicxml or lmx")
+        how = Decoding(beam, temperature, top_k, top_p, grammar, seed, MAX_TOKENS)
+        numbers = wanted_pages(picture["path"], pages)
+        return reader().transcribe(picture["path"], pages=numbers, how=how).to_bytes(f".{form}").decode()
+    except (ValueError, OSError) as e:
+        raise gr.Error(str(e), print_exception=False) from None
 
 
 def reveal(taken: dict | None) -> list:
@@ -314,8 +368,9 @@ def choose(measured: dict | None, preset: str) -> list:
 
 
 def warm() -> None:
-    "Let the tree distance be compiled before somebody waits for it."
+    "Let the tree distance and the grammar be compiled before somebody waits for them."
     reward(["measure", "C4", "quarter"], ["measure", "D4", "quarter"], terms=TERMS)
+    Grammar(time=True).legal(["measure", "C4", "quarter"])
 
 
 # The page
@@ -345,11 +400,16 @@ From a program:
 from gradio_client import Client, handle_file
 status, picture, score, tokens, *files = Client(url).predict(picture=handle_file("page.png"), api_name="/transcribe")
 ```
-The files are MusicXML, MIDI, MXL, LMX and SVG, in this order; status, picture, score and tokens are HTML.
+The files are MusicXML, MXL, MIDI, PDF, SVG and LMX, in this order; status, picture, score and tokens are HTML.
+MusicXML as text: `client.predict(handle_file("page.png"), api_name="/read_music")`.
 """
-NO_MAE = "No weights of a masked autoencoder are packaged; VITOMR_MAE names a folder of them."
+NO_MAE = "This installation has no weights of a masked autoencoder; VITOMR_MAE names a folder of them."
 PLAYER = (HERE / "assets" / "player.html").read_text(encoding="utf-8")
 private = {"api_visibility": "private"}
+try:
+    seer()
+except ValueError as e:  # MaeWeightsError
+    raise SystemExit(f"app.py: {e}; VITOMR_MAE names another folder") from None
 
 with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
     gr.Markdown(INTRO)
@@ -372,15 +432,19 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
                     pdf = gr.UploadButton("Open a PDF", file_types=[".pdf"], size="sm", elem_id="pdf")
             with gr.Accordion("How to read", open=False, elem_id="how"):
                 with gr.Row():
-                    way = gr.Radio(list(WAYS.items()), value="greedy", label="Choice of tokens", elem_id="way")
-                    grammar = gr.Radio(list(GRAMMARS), value="none", label="Grammar", elem_id="grammar")
-                    pages = gr.Textbox("", label="Pages of a PDF", placeholder="all, or 1-3,7", elem_id="pages")
+                    way = gr.Radio(list(WAYS.items()), value="greedy", label="Choice of tokens", scale=4, elem_id="way")
+                    grammar = gr.Radio(list(GRAMMARS), value="none", label="Grammar", scale=4, elem_id="grammar")
+                    pages = gr.Textbox(
+                        "", label="Pages of a PDF", placeholder="all, or 1-3,7", scale=3, elem_id="pages"
+                    )
                 with gr.Row():
-                    beam = gr.Slider(2, 8, 4, step=1, label="Beam width", elem_id="beam")
-                    temperature = gr.Slider(0.05, 2, 1, step=0.05, label="Temperature", elem_id="temperature")
-                    top_k = gr.Slider(0, 50, 0, step=1, label="Top k, 0 for all", elem_id="top-k")
-                    top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top p", elem_id="top-p")
-                    samples = gr.Slider(1, 8, 4, step=1, label="Samples", elem_id="samples")
+                    beam = gr.Slider(2, 8, 4, step=1, label="Beam width", buttons=[], elem_id="beam")
+                    temperature = gr.Slider(
+                        0.05, 2, 1, step=0.05, label="Temperature", buttons=[], elem_id="temperature"
+                    )
+                    top_k = gr.Slider(0, 50, 0, step=1, label="Top k (0: all)", buttons=[], elem_id="top-k")
+                    top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top p", buttons=[], elem_id="top-p")
+                    samples = gr.Slider(1, 8, 4, step=1, label="Samples", buttons=[], elem_id="samples")
                     seed = gr.Number(0, precision=0, label="Seed", elem_id="seed")
                 again = gr.Button("Read again", size="sm", elem_id="again")
             status = gr.HTML(IDLE, label="Status", elem_id="status")
@@ -396,7 +460,7 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
                         score = gr.HTML(label="Transcription", apply_default_css=False, elem_id="score")
                 with gr.Row(elem_id="downloads", elem_classes="when-done"):
                     files = [
-                        gr.DownloadButton(f"Download {kind}", size="sm", min_width=150, elem_id=f"download-{end[1:]}")
+                        gr.DownloadButton(f"Download {kind}", size="sm", min_width=120, elem_id=f"download-{end[1:]}")
                         for kind, end in DOWNLOADS.items()
                     ]
                 with gr.Accordion("Correct it", open=False, elem_id="editor", elem_classes="when-done"):
@@ -465,7 +529,7 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
     belongings = [readings, lmx, xml, frames, boxes, line, gaze]
     read = {"fn": transcribe, "inputs": [picture, *how, boxes], "outputs": outputs}
     read |= {"preprocess": False}  # gradio checks where the file lies, and nobody but vitomr opens it
-    read |= {"show_progress": "minimal", "show_progress_on": status}
+    read |= {"show_progress": "minimal", "show_progress_on": status, "concurrency_id": "read"}  # one at a time
     compared = [measured, earned, group, errors, diff, token_diff]
     nothing = [None, "", "", "", "", ""]
     # first goes what belonged to the picture before: the page asks for the effects of one event one after the other
@@ -475,7 +539,12 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
     examples.load_input_event.then(lambda: ["", None, *nothing], outputs=[boxes, pdf, *compared], **quick)
     from_pdf = read | {"inputs": [pdf, *how, boxes]}
     reading = [
-        picture.upload(**read, api_name="transcribe", trigger_mode="always_last"),
+        picture.upload(  # its HTML is for people, not for a language model
+            **read,
+            api_name="transcribe",
+            trigger_mode="always_last",
+            api_visibility="undocumented" if MCP else "public",
+        ),
         examples.load_input_event.then(**read, **private),
         pdf.upload(**from_pdf, **private),
     ]
@@ -512,6 +581,8 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
         queue=False, **scoring, **as_is,
     )  # fmt: skip
 
+    gr.api(read_music, api_name="read_music", concurrency_id="read")
+
 demo.queue(default_concurrency_limit=1, max_size=20)
 
 if __name__ == "__main__":
@@ -519,9 +590,8 @@ if __name__ == "__main__":
         reader()
     except ValueError as e:  # WeightsError
         raise SystemExit(f"app.py: {e}; VITOMR_WEIGHTS names another folder or hub id") from None
-    mcp = bool(os.environ.get("VITOMR_MCP"))
-    if mcp and importlib.util.find_spec("mcp") is None:
-        raise SystemExit("app.py: VITOMR_MCP asks for an MCP server; install what it needs: pip install 'gradio[mcp]'")
+    if MCP and importlib.util.find_spec("mcp") is None:
+        raise SystemExit("app.py: VITOMR_MCP asks for an MCP server; install what it needs: pip install 'vitomr[mcp]'")
     Thread(target=warm, daemon=True).start()
-    options = {"ssr_mode": False, "run_history": False, "share": False, "max_file_size": "60mb", "mcp_server": mcp}
+    options = {"ssr_mode": False, "run_history": False, "share": False, "max_file_size": "60mb", "mcp_server": MCP}
     demo.launch(theme=THEME, css=CSS, head=SCRIPT, footer_links=["api", "settings"], **options)

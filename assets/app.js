@@ -189,6 +189,9 @@
         return cell;
       }),
     );
+    const [at] = maps[n].reduce((best, m) => (m[1] > best[1] ? m : best), [0, 0]); // the brightest, into view
+    const shown = (((at % columns) + 0.5) * patch * svg.clientWidth) / svg.viewBox.baseVal.width;
+    panel.scrollLeft = shown - panel.clientWidth / 2;
     for (const e of all("#gaze .lmx[data-token]")) e.classList.toggle("chosen", Number(e.dataset.token) === n);
     const chosen = document.querySelector("#gaze .chosen"), list = chosen && chosen.closest(".bars");
     if (list) {

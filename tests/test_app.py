@@ -1,5 +1,7 @@
 """The app as people and programs meet it: a browser, a client, a wrong start; and HTML that no string can break."""
 
+import asyncio
+import base64
 import importlib.util
 import os
 import re
@@ -11,11 +13,14 @@ import time
 import urllib.error
 import urllib.request
 import xml.etree.ElementTree as ET
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import music21
+import pypdfium2
 import pytest
 import torch
 from PIL import Image
@@ -23,11 +28,12 @@ from PIL import Image
 from vitomr import views
 from vitomr.decoder import READERS, Reader, save_reader
 from vitomr.figures import TERM_COLOURS
+from vitomr.mae import MAE, MAES, save_mae
 from vitomr.notation.lmx import linearise, to_musicxml
 from vitomr.notation.metrics import errors_by_kind, symbol_error_rate
-from vitomr.notation.score import parts, read_score
+from vitomr.notation.score import parts, read_score, root_of
 from vitomr.rewards import PRESETS, TERMS, Breakdown, reward
-from vitomr.transcribe import PACKAGED, SUFFIXES
+from vitomr.transcribe import PACKAGED, SUFFIXES, Decoding, Transcriber
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -44,14 +50,13 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return {**kept, "GRADIO_TEMP_DIR": str(folder / "gradio"), **more}
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
+@contextmanager
+def served(folder: Path, **more: str):
     "A running app with the packaged weights, or with random ones where there are none."
-    folder = tmp_path_factory.mktemp("app")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    env = environment(folder, GRADIO_SERVER_PORT=str(port))
+    env = environment(folder, GRADIO_SERVER_PORT=str(port), **more)
     if not (PACKAGED / "model.safetensors").is_file():
         torch.manual_seed(0)
         save_reader(Reader(READERS["tiny"]), folder / "weights")
@@ -67,16 +72,26 @@ def url(tmp_path_factory):
     assert "Traceback" not in log.read_text(), log.read_text()[-4000:]
 
 
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    "The app with a small masked autoencoder that has learned nothing."
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("app")
+    save_mae(MAE(MAES["smoke"]), folder / "mae")
+    with served(folder, VITOMR_MAE=str(folder / "mae")) as found:
+        yield found
+
+
 def wait(url: str, app: subprocess.Popen, log: Path) -> str:
     "The address, once something answers there."
-    for _ in range(600):
+    for _ in range(3000):
         assert app.poll() is None, f"app.py ended with {app.returncode}\n{log.read_text()[-4000:]}"
         try:
             with urllib.request.urlopen(url, timeout=5):
                 return url
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise AssertionError(f"app.py does not answer after two minutes\n{log.read_text()[-4000:]}")
+    raise AssertionError(f"app.py does not answer after ten minutes\n{log.read_text()[-4000:]}")
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +170,7 @@ def test_picture_in_score_out(visit, tmp_path):
     status, page = visit.read(SCAN), visit.page
     assert page.locator("#score svg").first.bounding_box()["width"] > 300
     assert page.locator("#score svg g.measure").count() == page.locator("#tokens .bars > li").count()
-    for suffix in ("musicxml", "mid", "mxl", "lmx", "svg"):
+    for suffix in ("musicxml", "mxl", "mid", "pdf", "svg", "lmx"):
         with page.expect_download() as download:
             page.click(f"#download-{suffix}")
         path = tmp_path / download.value.suggested_filename
@@ -165,6 +180,8 @@ def test_picture_in_score_out(visit, tmp_path):
     n_bars = len(score.parts[0].getElementsByClass("Measure"))
     assert n_bars == int(BARS.search(status)[1]) == page.locator("#score svg g.measure").count()
     assert (tmp_path / f"{SCAN.stem}.mid").read_bytes().startswith(b"MThd")
+    (printed,) = pypdfium2.PdfDocument(tmp_path / f"{SCAN.stem}.pdf")
+    assert [round(x) for x in printed.get_size()] == [595, 842] and printed.render().to_numpy().min() < 128
 
 
 def test_error_is_one_line_and_the_next_picture_is_read(visit, blank, tmp_path):
@@ -318,6 +335,39 @@ def test_draws_are_ranked_and_compared(visit):
     assert sum(gains) == pytest.approx(0, abs=0.02)
 
 
+def test_a_beam_and_the_grammar_are_chosen(visit):
+    "Only the fields of the way that is chosen are shown; what was chosen is what the library reads."
+    page = visit.page
+    page.get_by_role("button", name="How to read").click()
+    assert not page.is_visible("#beam") and not page.is_visible("#temperature")
+    page.get_by_role("radio", name="Beam").click()
+    page.wait_for_selector("#beam")
+    assert not page.is_visible("#samples")
+    page.locator("#beam input[type=number]").fill("2")
+    page.get_by_role("radio", name="time").click()
+    tokens = visit.example("Schubert, voice")
+    assert page.inner_text("#status").endswith("Nothing had to be mended.")
+    torch.set_num_threads(1)
+    how = Decoding(beam=2, grammar="time", max_tokens=1024 if (PACKAGED / "model.safetensors").is_file() else 120)
+    if how.max_tokens == 1024:
+        found = Transcriber.from_pretrained().transcribe(EXAMPLES / "schubert-fruehlingstraum-voice.png", how=how)
+        assert tokens == found.tokens
+
+
+def test_what_the_masked_autoencoder_sees(visit):
+    "Three panels of the size of the line; another share of hidden patches is another picture."
+    page, shown = visit.page, "#imagined figure:nth-of-type(1) img"
+    visit.example("Schubert, voice")
+    visit.tab("Under the hood")
+    page.wait_for_selector("#imagined figure:nth-of-type(3)")
+    assert page.locator("#imagined figcaption").all_inner_texts() == ["What it sees", "What it imagines", "Both"]
+    before = page.get_attribute(shown, "src")
+    page.locator("#mask-seed input").fill("7")
+    page.wait_for_function(f"before => document.querySelector('{shown}').src !== before", arg=before)
+    sizes = page.locator("#imagined img").evaluate_all("all => all.map(e => [e.naturalWidth, e.naturalHeight])")
+    assert sizes[0] == sizes[1] == sizes[2] and sizes[0][0] > 100
+
+
 def test_the_look_at_a_token(visit):
     page = visit.page
     tokens = visit.example("Schubert, voice")
@@ -332,7 +382,6 @@ def test_the_look_at_a_token(visit):
     page.locator("#gaze .bars").focus()
     page.keyboard.press("ArrowRight")
     assert f"Token {note + 2} of" in page.inner_text("#gaze .said")
-    assert "What it sees" in page.inner_text("#imagined") or "No weights" in page.inner_text("#imagined")
     assert "Does not read." in page.inner_text("#card")
 
 
@@ -427,7 +476,9 @@ def test_client_gets_growing_scores_and_files(client):
     described = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
     names = [p["parameter_name"] for p in described["/transcribe"]["parameters"]]
     assert names == ["picture", *"way beam temperature top_k top_p grammar seed samples pages boxes".split()]
-    assert list(described) == ["/transcribe"]
+    assert list(described) == ["/transcribe", "/read_music"]
+    names = {p["parameter_name"] for p in described["/read_music"]["parameters"]}
+    assert names == {"picture", "pages", "form", *(f.name for f in fields(Decoding))} - {"max_tokens"}
     job = client.submit(picture=handle_file(SCAN), api_name="/transcribe")
     status, picture, score, tokens, *files = job.result(timeout=90)
     bars = [int(found[1]) for out in job.outputs() if (found := BARS.search(out[0]))]
@@ -437,20 +488,58 @@ def test_client_gets_growing_scores_and_files(client):
     assert len(music21.converter.parse(files[0]).parts[0].getElementsByClass("Measure")) == bars[-1]
 
 
+def test_client_gets_text(client):
+    from gradio_client import handle_file
+
+    voice = handle_file(EXAMPLES / "schumann-rosen-voice.png")
+    text = client.predict(picture=voice, grammar="shape", api_name="/read_music")
+    (part,) = parts(root_of(text.encode()))
+    lmx = client.predict(picture=voice, grammar="shape", form="lmx", api_name="/read_music")
+    assert len(part.element.findall("measure")) == lmx.split().count("measure") > 2
+
+
 def test_client_gets_the_error_line(client, blank):
     from gradio_client import handle_file
     from gradio_client.exceptions import AppError
 
-    with pytest.raises(AppError, match="no staff lines") as e:
-        client.predict(picture=handle_file(blank), api_name="/transcribe")
-    assert "\n" not in str(e.value)
+    for name in ("/transcribe", "/read_music"):
+        with pytest.raises(AppError, match="no staff lines") as e:
+            client.predict(picture=handle_file(blank), api_name=name)
+        assert "\n" not in str(e.value)
+    with pytest.raises(AppError, match="beam 0"):
+        client.predict(picture=handle_file(blank), beam=0, api_name="/read_music")
 
 
-def test_missing_weights_are_one_line(tmp_path):
-    env = environment(tmp_path, VITOMR_WEIGHTS=str(tmp_path / "nowhere"))
+def test_a_language_model_reads_music_by_mcp(tmp_path):
+    "A real round trip: initialize, tools/list, tools/call."
+    pytest.importorskip("mcp", reason="pip install 'vitomr[mcp]'")
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    data = base64.b64encode((EXAMPLES / "schumann-rosen-voice.png").read_bytes()).decode()
+    picture = f"data:image/png;base64,{data}"
+
+    async def talk(address):
+        async with streamablehttp_client(address) as (read, write, _), ClientSession(read, write) as session:
+            name = (await session.initialize()).serverInfo.name
+            tools = (await session.list_tools()).tools
+            call = lambda **more: session.call_tool("read_music", {"picture": picture, **more})
+            return name, tools, await call(form="lmx"), await call(grammar="strict")
+
+    with served(tmp_path, VITOMR_MCP="1") as address:
+        name, (tool,), read, wrong = asyncio.run(talk(f"{address}/gradio_api/mcp/"))
+    assert name == "vitomr" and tool.name == "read_music" and "printed music" in tool.description
+    assert tool.inputSchema["required"] == ["picture"] and {"beam", "grammar"} < tool.inputSchema["properties"].keys()
+    assert not read.isError and read.content[0].text.startswith("measure ")
+    assert wrong.isError and "shape, time" in wrong.content[0].text
+
+
+@pytest.mark.parametrize("name", ["VITOMR_WEIGHTS", "VITOMR_MAE"])
+def test_missing_weights_are_one_line(tmp_path, name):
+    env = environment(tmp_path, **{name: str(tmp_path / "nowhere")})
     done = subprocess.run([sys.executable, "app.py"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert re.fullmatch(r"app\.py: .*nowhere.*\n", done.stderr), done.stderr
+    assert re.fullmatch(rf"app\.py: .*nowhere.*{name}.*\n", done.stderr), done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -462,6 +551,15 @@ def app():
         patch.setattr(os, "environ", os.environ.copy())
         spec.loader.exec_module(module)
     return module
+
+
+def test_the_autoencoder_of_the_package_is_found(app, tmp_path, monkeypatch):
+    "In weights/tiny-mae beside the reader; without it the page says one line."
+    monkeypatch.delenv("VITOMR_MAE", raising=False)
+    monkeypatch.setattr(app, "PACKAGED", tmp_path / "tiny")
+    assert app.seer.__wrapped__() is None and "VITOMR_MAE" in app.NO_MAE and "\n" not in app.NO_MAE
+    save_mae(MAE(MAES["smoke"]), tmp_path / "tiny-mae")
+    assert app.seer.__wrapped__().cfg == MAES["smoke"]
 
 
 HOSTILE = [

@@ -9,12 +9,11 @@ import torch
 from PIL import Image
 
 from vitomr.cli import main
+from vitomr.data.batches import pad_pictures
 from vitomr.data.datasets import DatasetError
 from vitomr.decoder import READERS, Reader
 from vitomr.evaluate import (
-    MAX_BATCH_PATCHES,
     Calibration,
-    Decoding,
     Piece,
     Reading,
     calibration,
@@ -23,7 +22,6 @@ from vitomr.evaluate import (
     is_right,
     load_readings,
     ranked,
-    read_batch,
     read_pairs,
     read_pieces,
     report,
@@ -31,8 +29,9 @@ from vitomr.evaluate import (
     ser,
     ser_by_length,
 )  # fmt: skip
-from vitomr.notation.lmx import analyse
-from vitomr.transcribe import Transcriber
+from vitomr.nn.decoding import beam
+from vitomr.notation.lmx import EOS_ID, analyse, encode
+from vitomr.transcribe import BATCH_PATCHES, Decoding, Transcriber, Transcription, write_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 SCAN = ROOT / "examples" / "bach-invention-1-scan-1.png"
@@ -124,7 +123,7 @@ def test_calibration_by_hand():
     np.testing.assert_allclose((c.confidence, c.right, c.count), ([0.55, 0.95], [0, 1], [1, 2]))
     assert c.error == pytest.approx((0.55 + 2 * 0.05) / 3)
     assert Calibration(np.array([0.3]), np.array([0.3]), np.array([7])).error == 0
-    with pytest.raises(ValueError, match="beam"):
+    with pytest.raises(ValueError, match="no reading has log-probabilities"):
         calibration([of("measure")])
 
 
@@ -138,26 +137,48 @@ def test_worst_is_last():
 
 def test_a_beam_of_one_draws_and_the_default_agree_with_themselves(untrained, imgs):
     short = {"max_tokens": 12}
-    greedy = read_batch(untrained, imgs, Decoding(**short))
-    assert greedy == read_batch(untrained, imgs, Decoding(**short, temperature=0, seed=5))
-    hot = [read_batch(untrained, imgs, Decoding(**short, temperature=2, seed=s)) for s in (1, 1, 2)]
+    said = lambda **way: [(x.tokens, x.logp) for x in write_pictures(untrained, imgs, Decoding(**short, **way))]
+    greedy = said()
+    assert greedy == said(temperature=0, seed=5)
+    hot = [said(temperature=2, seed=s) for s in (1, 1, 2)]
     assert hot[0] == hot[1] != hot[2]
-    assert all(len(t) == len(p) for t, p in greedy + hot[0])
-    wide = read_batch(untrained, imgs, Decoding(**short, beam=3))
-    assert len(wide) == len(imgs) and all(p == [] for _, p in wide)
+    narrow = said(temperature=2, top_k=1, seed=3)  # the likeliest of one
+    assert [t for t, _ in narrow] == [t for t, _ in greedy] and said(temperature=2, top_p=1e-6, seed=3) == narrow
+    assert all(len(t) == len(p) for t, p in greedy + hot[0] + said(beam=3))
+
+
+@pytest.mark.parametrize("grammar", ["none", "time"])
+def test_a_beam_tells_how_likely_its_tokens_are(untrained, imgs, grammar):
+    "Their sum is what the search itself found, so a beam that ended is no less likely than the greedy reading."
+    how = Decoding(beam=3, grammar=grammar, max_tokens=30)
+    pixels, mask = pad_pictures(imgs)
+    rules = how.rules and how.rules.tracker(9, budget=30)
+    found = beam(untrained.model, pixels, mask, width=3, max_tokens=30, rules=rules)
+    for line, (ids, logp) in zip(write_pictures(untrained, imgs, how), found, strict=True):
+        assert encode(line.tokens) == ids and len(line.logp) == len(ids) and max(line.logp) <= 0
+        assert line.truncated == (len(ids) == 30) and EOS_ID not in ids
+        assert sum(line.logp) >= logp - 1e-3  # the end counts in the search
+        assert grammar == "time" or not line.truncated or sum(line.logp) == pytest.approx(logp, abs=1e-3)
 
 
 @pytest.mark.parametrize("how", [{}, {"temperature": 1.5}, {"beam": 3}], ids=["greedy", "drawn", "beam"])
 def test_with_the_grammar_an_untrained_reader_writes_without_error(untrained, imgs, how):
     "Rows end at different times, so the rules must follow rows that leave and rows that a beam doubles."
-    for tokens, _ in read_batch(untrained, imgs, Decoding(**how, grammar="time", max_tokens=40)):
-        found = analyse(tokens)
-        assert found.n_minor == 0 and not found.fatal, tokens
+    for line in write_pictures(untrained, imgs, Decoding(**how, grammar="time", max_tokens=40)):
+        found = analyse(line.tokens)
+        assert found.n_minor == 0 and not found.fatal, line.tokens
 
 
 @pytest.mark.parametrize(
     "how, says",
-    [({"grammar": "lmx"}, "'lmx'.*shape"), ({"beam": 0}, "beam 0"), ({"beam": 2, "temperature": 1}, "draws")],
+    [
+        ({"grammar": "lmx"}, "'lmx'.*shape"),
+        ({"beam": 0}, "beam 0"),
+        ({"beam": 2, "temperature": 1}, "draws"),
+        ({"temperature": -1}, "temperature -1"),
+        ({"top_k": 5}, "top_k 5.*temperature"),
+        ({"max_tokens": 0}, "max_tokens 0"),
+    ],
 )
 def test_bad_ways_are_one_line(how, says):
     with pytest.raises(ValueError, match=says) as e:
@@ -202,12 +223,12 @@ def test_batches_hold_every_piece_once_and_keep_their_budget(untrained, monkeypa
 
     def read(_, imgs, how):
         seen.append([i.shape for i in imgs])
-        return [(["measure"], [0.0])] * len(imgs)
+        return [Transcription(["measure"], [0.0], i) for i in imgs]
 
-    monkeypatch.setattr("vitomr.evaluate.read_batch", read)
+    monkeypatch.setattr("vitomr.evaluate.write_pictures", read)
     readings = list(read_pieces(untrained, pieces, batch_size=8))
     assert sorted(r.name for r in readings) == sorted(p.name for p in pieces)
-    assert all(len(b) == 1 or len(b) * max(h * w for h, w in b) <= MAX_BATCH_PATCHES * 256 for b in seen)
+    assert all(len(b) == 1 or len(b) * max(h * w for h, w in b) <= BATCH_PATCHES * 256 for b in seen)
 
 
 # kept readings and the command line

@@ -2,25 +2,42 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
+import cv2
 import music21
 import numpy as np
+import pypdfium2
 import pytest
 import torch
 from PIL import Image
 
 from vitomr.cli import main
 from vitomr.decoder import READERS, Reader, WeightsError, save_reader
-from vitomr.notation.engrave import engrave
-from vitomr.notation.lmx import linearise
+from vitomr.insight import look
+from vitomr.notation.draw import Unknown
+from vitomr.notation.engrave import engrave, rasterise_any
+from vitomr.notation.lmx import linearise, to_musicxml
 from vitomr.notation.metrics import micro_rate, token_distance
+from vitomr.notation.pdf import page_svgs, pdf_bytes
 from vitomr.notation.score import ScoreError, mxl_bytes, parts, read_score, root_of
+from vitomr.page.assemble import Line, assemble
 from vitomr.page.staves import NoStaffError, PictureError, open_picture
-from vitomr.transcribe import PACKAGED, SUFFIXES, Transcriber, read_truth
+from vitomr.transcribe import (
+    PACKAGED,
+    SUFFIXES,
+    Document,
+    PageReading,
+    SystemReading,
+    Transcriber,
+    Transcription,
+    read_truth,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SCAN = ROOT / "examples" / "bach-invention-1-scan-1.png"
@@ -47,8 +64,9 @@ def random_weights(tmp_path_factory):
 def test_a_reader_in_eight_bits_reads_nearly_the_same(transcriber):
     small = Transcriber.from_pretrained(int8=True)
     assert small.device == "cpu"
-    a, b = (t.transcribe(SCAN).tokens for t in (transcriber, small))
-    assert token_distance(a, b) < 0.2 * len(a)
+    a, b = (t.transcribe(SCAN) for t in (transcriber, small))
+    assert token_distance(a.tokens, b.tokens) < 0.2 * len(a.tokens)
+    np.testing.assert_allclose(look(small, b.picture, b.tokens).logp[:-1], b.logp, atol=0.2)
 
 
 def test_the_scan_becomes_a_score_that_music21_and_verovio_open(reading, tmp_path):
@@ -71,6 +89,7 @@ def test_the_packaged_reader_reads(transcriber):
 
 def test_every_format(reading, tmp_path):
     made = {s: reading.save(tmp_path / f"a{s}").read_bytes() for s in SUFFIXES}
+    assert len(made) == len(list(tmp_path.iterdir())) == 6 and made[".pdf"].startswith(b"%PDF-")
     assert (
         made[".mid"][:4] == b"MThd" and made[".svg"].lstrip()[:4] == b"<svg" and zipfile.is_zipfile(tmp_path / "a.mxl")
     )
@@ -78,14 +97,73 @@ def test_every_format(reading, tmp_path):
     plain, packed = (parts(root_of(made[s]))[0].element for s in (".musicxml", ".mxl"))
     assert linearise(plain).tokens == linearise(packed).tokens
     with pytest.raises(ValueError, match=".musicxml"):
-        reading.to_bytes(".pdf")
+        reading.to_bytes(".docx")
+
+
+def test_a_file_is_whole_or_not_there(reading, tmp_path, monkeypatch):
+    "What interrupts the writing of a file leaves the old one as it was, and nothing else."
+    path = reading.save(tmp_path / "a.lmx")
+    before, write = path.read_bytes(), Path.write_bytes
+
+    def cut(self, data):
+        write(self, data[:10])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", cut)
+    for name in ("a.lmx", "b.musicxml"):
+        with pytest.raises(KeyboardInterrupt):
+            reading.save(tmp_path / name)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+BARS = "measure C4 half D4 quarter E4 quarter ".split()
+
+
+@pytest.mark.parametrize("lines", [False, True], ids=["filled", "as on the page"])
+def test_a_pdf_shows_what_the_svgs_show(lines):
+    "As many pages, the same ink at the same place, and what was mended in colour."
+    head = "time beats:4 beat-type:4".split()
+    systems = [[Line([*BARS[:1], *head, *BARS[1:], *BARS * 9], 1)], *[[Line(BARS * 10, 1)]] * 13]
+    score = assemble([*systems, [Line(["measure", "C4", "half", *BARS], 1)]]).score
+    svgs, pdf = page_svgs(score, lines=lines), pypdfium2.PdfDocument(pdf_bytes(score, lines=lines))
+    assert len(pdf) == len(svgs) > 1
+    for svg, page in zip(svgs, pdf, strict=True):
+        drawn = page.render(scale=1).to_numpy()
+        seen, true = cv2.cvtColor(drawn, cv2.COLOR_BGR2GRAY), rasterise_any(svg)
+        assert seen.shape == true.shape and np.corrcoef(seen.ravel(), true.ravel())[0, 1] > 0.95
+    colours = drawn[..., :3].astype(int)
+    assert (colours.max(-1) - colours.min(-1)).max() > 60  # the rest that fills the bar, on the last page
+
+
+def test_a_pdf_of_what_only_resvg_draws(monkeypatch):
+    score = to_musicxml(BARS)
+    outlines = pypdfium2.PdfDocument(pdf_bytes(score))[0].render(scale=1, grayscale=True).to_numpy()
+
+    def unknown(svg):
+        raise Unknown("an arc")
+
+    monkeypatch.setattr("vitomr.notation.pdf.collect", unknown)
+    picture = pypdfium2.PdfDocument(pdf_bytes(score))[0].render(scale=1, grayscale=True).to_numpy()
+    assert np.corrcoef(outlines.ravel(), picture.ravel())[0, 1] > 0.9
+
+
+def test_a_score_of_several_pages_is_written_whole():
+    "As SVG all lines are on one sheet, wherever the pages of the source ended."
+    line = Transcription(BARS * 2, [0.0] * 2 * len(BARS), np.zeros((9, 9), np.uint8))
+    systems = [SystemReading((0, 0, 9, 9), np.zeros((4, 2)), [line])] * 2
+    pages = [PageReading(n, np.zeros((9, 9), np.uint8), systems=systems) for n in (1, 2)]
+    done = Document("book", pages)
+    assert done.to_bytes(".svg").count(b'class="measure"') == done.n_bars == 8
+    long = Document("book", [PageReading(1, pages[0].picture, systems=systems * 200)])
+    with pytest.raises(ScoreError, match="choose .pdf"):
+        long.to_bytes(".svg")
 
 
 def test_a_reading_grows_bar_by_bar(transcriber, reading):
-    seen = list(transcriber.stream(SCAN))
-    assert seen[-1].tokens == reading.tokens and len(seen) >= reading.tokens.count("measure")
+    seen = [list(news.document.tokens) for news in transcriber.read(SCAN) if news.kind in ("bar", "line")]
+    assert seen[-1] == reading.tokens and len(seen) == reading.tokens.count("measure")
     for a, b in zip(seen, seen[1:], strict=False):
-        assert b.tokens[: len(a.tokens)] == a.tokens
+        assert b[: len(a)] == a
     assert len(reading.logp) == len(reading.tokens) and max(reading.logp) <= 0
 
 
@@ -230,6 +308,15 @@ def test_broken_truths_never_raise_anything_else(tmp_path):
 # command line
 
 
+def start(*args) -> subprocess.Popen:
+    "The command in a process group of its own, as a terminal starts it."
+    return subprocess.Popen(
+        [sys.executable, "-m", "vitomr.cli", *map(str, args)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
 def run(*args) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "vitomr.cli", *map(str, args)],
@@ -247,10 +334,60 @@ def test_command_line_transcribes(tmp_path):
     assert len(music21.converter.parse(tmp_path / "new" / "out.mxl").parts) == 2
 
 
+@pytest.fixture
+def folder(tmp_path):
+    "Three lines of music, one of them a TIFF, and a file that is no picture."
+    folder = tmp_path / "in"
+    folder.mkdir()
+    lines = [ROOT / "examples" / f"{n}-voice.png" for n in ("schubert-fruehlingstraum", "schumann-rosen")]
+    for path in lines:
+        (folder / path.name).write_bytes(path.read_bytes())
+    Image.open(lines[0]).convert("1").save(folder / "scan.tif", compression="group4")
+    (folder / "bad.png").write_text("not a picture")
+    return folder
+
+
+WAY = ["--max-tokens", "24"]  # enough for some bars
+
+
+def test_two_jobs_read_a_folder_and_pass_over_what_is_bad(folder, tmp_path):
+    done = run("transcribe", folder, "-o", tmp_path / "out", "--format", "lmx,pdf", "--jobs", "2", *WAY, "--beam", "2")
+    assert done.returncode == 1 and "3 of 4 files read, 1 failed" in done.stdout, done.stdout + done.stderr
+    said = [line for line in done.stderr.replace("\r", "\n").splitlines() if "vitomr:" in line]
+    assert len(said) == 1 and "bad.png" in said[0]
+    names = {"scan", *(p.stem for p in folder.glob("*voice.png"))}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {n + s for n in names for s in (".lmx", ".pdf")}
+
+
+def test_stopped_by_hand_no_file_is_half_written(folder, tmp_path):
+    "Ctrl-C reaches every process of a terminal: one line is said, what was written is whole."
+    out = tmp_path / "out"
+    for i in range(40):
+        (folder / f"more-{i}.png").write_bytes((folder / "schumann-rosen-voice.png").read_bytes())
+    going = start("transcribe", folder, "-o", out, "--format", "lmx,musicxml", "--jobs", "2", *WAY)
+    try:
+        while going.poll() is None and not (out.is_dir() and any(out.iterdir())):
+            time.sleep(0.05)
+        os.killpg(going.pid, signal.SIGINT)
+        _, err = going.communicate(timeout=300)
+    finally:
+        if going.poll() is None:
+            os.killpg(going.pid, signal.SIGKILL)
+    assert going.returncode == 130 and "vitomr: stopped" in err and "Traceback" not in err, err
+    written = list(out.iterdir())
+    assert 0 < len(written) < 86 and all(p.suffix in (".lmx", ".musicxml") for p in written)
+    for path in written:
+        assert read_truth(path)
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
         (["transcribe", "nowhere.png", "-o", "a.mid"], "nowhere.png"),
+        (["transcribe", str(SCAN), "-o", "a.mid", "--beam", "0"], "beam 0"),
+        (["transcribe", str(SCAN), "-o", "a.mid", "--grammar", "strict"], "shape, time"),
+        (["transcribe", str(SCAN), "-o", "a.mid", "--top-p", "0.5"], "temperature"),
+        (["evaluate", "--data", "x", "--beam", "2", "--temperature", "1"], "without draws"),
         (["transcribe", str(SCAN), "-o", "a.docx"], ".musicxml"),
         (["transcribe", str(SCAN), "-o", "a.mid", "--weights", "nowhere"], "nowhere"),
         (["data", "build", "--source", "nowhere", "--out", "x", "--count", "3"], "nowhere"),

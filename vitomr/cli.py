@@ -3,8 +3,9 @@
 import argparse
 import json
 import os
+import signal
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -25,17 +26,19 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="vitomr", description="Read pictures of printed music into MusicXML.")
     commands = p.add_subparsers(required=True, metavar="command")
+    reading = reading_options()
 
-    t = commands.add_parser("transcribe", help="pictures, photos and PDFs of printed music to scores")
+    t = commands.add_parser(
+        "transcribe", parents=[reading], help="pictures, photos and PDFs of printed music to scores"
+    )
     t.add_argument("source", type=Path, nargs="+", help="a picture, a PDF, or a folder of them; several of each")
     t.add_argument(
         "-o", "--out", type=Path, required=True,
-        help="a folder; or, for one file, what to write: .musicxml, .mxl, .mid, .lmx or .svg by its suffix",
+        help="a folder; or, for one file, what to write: .musicxml, .mxl, .mid, .pdf, .svg or .lmx by its suffix",
     )  # fmt: skip
-    t.add_argument("--format", help="what to write into the folder, as in musicxml,mid; musicxml when left out")
+    t.add_argument("--format", help="what to write into the folder, as in musicxml,mid,pdf; musicxml when left out")
     t.add_argument("--pages", help="of each PDF, as in 1-3,7; all when left out")
     t.add_argument("--jobs", type=int, default=1, help="files read at the same time, a process each")
-    t.add_argument("--weights", help="a weights folder or hub id; the packaged ones when left out")
     t.set_defaults(run=transcribe)
 
     d = commands.add_parser("data", help="training data").add_subparsers(required=True, metavar="what")
@@ -101,26 +104,40 @@ def parser() -> argparse.ArgumentParser:
     x.add_argument("--out", type=Path, required=True, help="a weights folder")
     x.set_defaults(run=export)
 
-    e = commands.add_parser("evaluate", help="how well a reader reads: the field's figures with their intervals")
+    e = commands.add_parser("evaluate", parents=[reading], help="how well a reader reads: the field's figures with their intervals")
     e.add_argument("--data", required=True, help="a dataset, see vitomr data list; or readings that --json wrote")
     e.add_argument("--layout", help="its layout, where the folder does not show it")
     e.add_argument("--split", help="train, dev or test; all when left out")
-    e.add_argument("--weights", help="a weights folder or hub id; the packaged ones when left out")
-    e.add_argument("--int8", action="store_true", help="weights in eight bits, on the CPU")
     e.add_argument("--bars", default="3-5", help="lengths of the excerpts, as in 3-5 (shards only)")
     e.add_argument("--limit", type=int, help="pieces at most; 200 of each kind for shards, else all, when left out")
     e.add_argument("--degradation", default="clean", help="a preset, or several as in clean,scan,photo (shards)")
-    e.add_argument("--beam", type=int, default=1, help="width of a beam search")
-    e.add_argument("--temperature", type=float, default=0.0, help="draw tokens at this temperature")
-    e.add_argument("--seed", type=int, default=0, help="of the draws")
-    e.add_argument("--grammar", default="none", help="none; shape: legal tokens only; time: bars add up, too")
-    e.add_argument("--max-tokens", type=int, default=1024, help="of one reading")
     e.add_argument("--figures", help="as in SER,TEDn; all when left out")
     e.add_argument("--markdown", action="store_true", help="the table as Markdown")
     e.add_argument("--json", type=Path, help="also write every reading here")
     e.add_argument("--plots", type=Path, help="a folder for plots of the errors")
     e.set_defaults(run=evaluate)
     return p
+
+
+def reading_options() -> argparse.ArgumentParser:
+    "Which weights, and how tokens are chosen: the fields of `transcribe.Decoding`, the same for every command."
+    r = argparse.ArgumentParser(add_help=False)
+    r.add_argument("--weights", help="a weights folder or hub id; the packaged ones when left out")
+    r.add_argument("--int8", action="store_true", help="weights in eight bits, on the CPU")
+    r.add_argument("--beam", type=int, default=1, help="width of a beam search; greedy when left out")
+    r.add_argument("--temperature", type=float, default=0.0, help="draw tokens at this temperature")
+    r.add_argument("--top-k", type=int, default=0, help="of draws: from the K likeliest tokens; 0: all")
+    r.add_argument("--top-p", type=float, default=1.0, help="of draws: from the likeliest that hold this share")
+    r.add_argument("--grammar", default="none", help="none; shape: legal tokens only; time: bars add up, too")
+    r.add_argument("--seed", type=int, default=0, help="of draws")
+    r.add_argument("--max-tokens", type=int, default=1024, help="of one line of music")
+    return r
+
+
+def _decoding(args):
+    from vitomr.transcribe import Decoding
+
+    return Decoding(**{f.name: getattr(args, f.name) for f in fields(Decoding)})
 
 
 def transcribe(args) -> int:
@@ -138,12 +155,13 @@ def transcribe(args) -> int:
         names = {o.with_suffix("") for written in outs.values() for o in written}
         stem = args.out / (path.stem if args.out / path.stem not in names else path.name.replace(".", "-"))
         outs[path] = [args.out] if is_one else [stem.parent / (stem.name + f) for f in formats]
+    options = {"weights": args.weights, "int8": args.int8, "pages": args.pages, "how": _decoding(args)}
     if is_one:
-        print(_transcribe_file(*outs.popitem(), args.weights, args.pages))
+        print(_transcribe_file(*outs.popitem(), **options))
         return 0
     if args.weights is None or Path(args.weights).is_dir():
-        _reader(args.weights)  # weights that cannot be read end here, not once for each file
-    return _transcribe_all(outs, args)
+        _reader(args.weights, args.int8)  # weights that cannot be read end here, not once for each file
+    return _transcribe_all(outs, args.jobs, options)
 
 
 def _formats(names: list[str]) -> list[str]:
@@ -158,16 +176,29 @@ def _formats(names: list[str]) -> list[str]:
 
 
 @cache
-def _reader(weights: str | None):
+def _reader(weights: str | None, int8: bool):
     "The reader of this process."
     from vitomr.transcribe import Transcriber
 
-    return Transcriber.from_pretrained(weights)
+    return Transcriber.from_pretrained(weights, int8=int8)
 
 
-def _transcribe_file(path: Path, outs: list[Path], weights: str | None, pages: str | None) -> str:
+_stop = None  # of a worker: set when a person stops the program
+
+
+def _begin_work(stop) -> None:
+    "Leave it to the main process to be stopped; it says so to all."
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _transcribe_file(path: Path, outs: list[Path], *, weights: str | None, int8: bool, pages: str | None, how) -> str:
     "Read one file, write all formats, and say what was found. Raises ValueError or OSError in one line."
-    reading = _reader(weights).transcribe(path, pages=pages)
+    for news in _reader(weights, int8).read(path, pages=pages, how=how):  # noqa: B007, the last one holds all
+        if _stop is not None and _stop.is_set():
+            raise KeyboardInterrupt
+    reading = news.document
     outs[0].parent.mkdir(parents=True, exist_ok=True)
     for out in outs:
         reading.save(out)
@@ -176,30 +207,41 @@ def _transcribe_file(path: Path, outs: list[Path], weights: str | None, pages: s
     return f"{', '.join(map(str, outs))}: {told}" + (f"; {len(faults)} pages without music" if faults else "")
 
 
-def _transcribe_all(outs: dict[Path, list[Path]], args) -> int:
+def _transcribe_all(outs: dict[Path, list[Path]], n_jobs: int, options: dict) -> int:
     "Read all files; one that fails is told and passed over. Exit status 1 when any failed."
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
     from tqdm import tqdm
 
-    n_failed = 0
+    n_failed, context = 0, multiprocessing.get_context("spawn")
+    stop = context.Event()
     with (
-        ProcessPoolExecutor(min(args.jobs, len(outs)), mp_context=multiprocessing.get_context("spawn")) as pool,
+        ProcessPoolExecutor(min(n_jobs, len(outs)), context, initializer=_begin_work, initargs=(stop,)) as pool,
         tqdm(total=len(outs), unit="file", mininterval=1, delay=2) as bar,
     ):
-        jobs = {pool.submit(_transcribe_file, p, o, args.weights, args.pages): p for p, o in outs.items()}
-        for job in as_completed(jobs):
-            try:
-                bar.write(job.result())
-            except Exception as e:  # whatever is wrong with one file, the others are read
-                n_failed += 1
-                said = str(e).splitlines()[0] if str(e) else type(e).__name__
-                is_named = jobs[job].name in said
-                bar.write(f"vitomr: {said if is_named else f'{jobs[job].name}: {said}'}", file=sys.stderr)
-            bar.update()
+        jobs = {pool.submit(_transcribe_file, p, o, **options): p for p, o in outs.items()}
+        try:
+            for job in as_completed(jobs):
+                n_failed += not _tell(job, jobs[job], bar)
+        except KeyboardInterrupt:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     print(f"{len(outs) - n_failed} of {len(outs)} files read" + (f", {n_failed} failed" if n_failed else ""))
     return int(n_failed > 0)
+
+
+def _tell(job, path: Path, bar) -> bool:
+    "Say what became of a file; False when it failed."
+    bar.update()
+    try:
+        bar.write(job.result())
+        return True
+    except Exception as e:  # whatever is wrong with one file, the others are read
+        said = str(e).splitlines()[0] if str(e) else type(e).__name__
+        bar.write(f"vitomr: {said if path.name in said else f'{path.name}: {said}'}", file=sys.stderr)
+        return False
 
 
 def data_build(args) -> None:
@@ -353,7 +395,7 @@ def export(args) -> None:
 
 
 def evaluate(args) -> None:
-    from vitomr.evaluate import FIGURES, Decoding, load_readings, plot_all, read_pairs, report, save_readings
+    from vitomr.evaluate import FIGURES, load_readings, plot_all, read_pairs, report, save_readings
     from vitomr.transcribe import Transcriber
 
     names = args.figures.split(",") if args.figures else list(FIGURES)
@@ -362,9 +404,8 @@ def evaluate(args) -> None:
     if Path(args.data).suffix.lower() == ".json" and not args.layout:
         readings = load_readings(args.data)
     else:
-        how = Decoding(args.beam, args.temperature, grammar=args.grammar, seed=args.seed, max_tokens=args.max_tokens)
         options = {"layout": args.layout, "split": args.split, "limit": args.limit, "bars": _range(args.bars)}
-        options |= {"degradations": args.degradation.split(","), "how": how}
+        options |= {"degradations": args.degradation.split(","), "how": _decoding(args)}
         reader = Transcriber.from_pretrained(args.weights, int8=args.int8)
         readings = list(_progress(read_pairs(reader, args.data, **options)))
     if args.json:

@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -28,14 +27,14 @@ import numpy as np
 from .data.batches import PATCH
 from .figures import TERM_COLOURS, stacked
 from .insight import Look, bar_spans, look, score_of, symbols
-from .notation.engrave import _toolkit, render_svg
+from .notation.engrave import render_svg, toolkit
 from .notation.lmx import analyse, encode, linearise
 from vitomr.notation.metrics import (
     NOTE_KINDS,
-    _align_notes,
-    _bars_of,
     align_bars,
+    align_notes,
     errors_by_kind,
+    notes_of_bars,
     symbol_error_rate,
     token_distance,
 )
@@ -44,7 +43,7 @@ from .page.assemble import Assembled, Line, assemble
 from .page.staves import map_points, to_gray
 from .page.systems import crop
 from .rewards import TERMS, Breakdown
-from .transcribe import MAX_TRUTH_BYTES, MAX_TRUTH_TOKENS, SHEET, Document, Transcriber, _written
+from .transcribe import MAX_TRUTH_BYTES, MAX_TRUTH_TOKENS, SHEET, Document, Savable, Transcriber
 
 # %% ../nbs/views.ipynb #fe0361e6
 @dataclass
@@ -80,7 +79,7 @@ def seen_lines(transcriber: Transcriber, document: Document) -> list[list[Seen]]
 
 # %% ../nbs/views.ipynb #d6317d8e
 @dataclass
-class Sheet:
+class Sheet(Savable):
     "A reading that can be shown, and corrected."
 
     document: Document
@@ -113,12 +112,6 @@ class Sheet:
     def likelihood(self) -> float:
         "Log-probability by length: what ranks readings."
         return score_of([s.look for s in self.lines])
-
-    def save(self, path: Path) -> Path:
-        "Write the reading; the suffix says the format."
-        layout = {"breaks": "encoded", **SHEET} if len(self.systems) > 1 else {}
-        path.write_bytes(_written(self, path.suffix.lower(), layout))
-        return path
 
 # %% ../nbs/views.ipynb #d9c9f39a
 TINTS = {0.95: "95 % and more", 0.8: "80 to 95 %", 0.5: "50 to 80 %", 0.0: "under 50 %"}  # by least probability
@@ -182,7 +175,7 @@ def engraving(
     lines: bool = False,  # break where the score says; else one line
 ) -> str:
     "A score as SVG for a page. Raises `ScoreError`."
-    options = {"svgViewBox": True} | ({"breaks": "line", **SHEET} if lines else {})
+    options = {"svgViewBox": True} | (SHEET if lines else {})
     return _numbered(_painted(render_svg(score, options=options), colours or {}, titles or {}), set(odd))
 
 # %% ../nbs/views.ipynb #4d9c9585
@@ -214,14 +207,14 @@ def sounds(
 ) -> dict[str, list]:  # notes: [id, start ms, length ms, MIDI pitch]; bars: start of each, ms
     "When every note of a score sounds. Raises `ScoreError`."
     svg = render_svg(score)
-    toolkit = _toolkit()
-    times = toolkit.renderToTimemap({"includeMeasures": True})
+    engraver = toolkit()
+    times = engraver.renderToTimemap({"includeMeasures": True})
     of_bar = {e["measureOn"]: round(e["tstamp"]) for e in times if "measureOn" in e}
     in_order = re.findall(r'<g id="([^"]+)" class="measure"', svg)
     held = {n.get("id") for n in score.iter("note") if n.find("notations/tied[@type='stop']") is not None}
     notes, ends = [], {}  # end and pitch → the note
     for name in dict.fromkeys(name for e in times for name in e.get("on", ())):
-        midi = toolkit.getMIDIValuesForElement(name)
+        midi = engraver.getMIDIValuesForElement(name)
         start, length, pitch = (round(midi.get(k, 0)) for k in ("time", "duration", "pitch"))
         before = ends.get((start, pitch)) if name in held else None
         if before is not None:
@@ -572,7 +565,7 @@ def note_errors(
     true: Sequence[str],
 ) -> tuple[dict[int, str], dict[int, str]]:  # position of a note's type → kind, in the reading and in the truth
     "Which notes are wrong, on both sides; kinds are those of ERROR_COLOURS."
-    sides, places = (_bars_of(pred), _bars_of(true)), []
+    sides, places = (notes_of_bars(pred), notes_of_bars(true)), []
     for tokens, bars in zip((pred, true), sides, strict=True):
         at: list[list[int]] = [[] for _ in bars]
         for e in analyse(tokens).events:
@@ -584,7 +577,7 @@ def note_errors(
     for p, t in align_bars(*keys):
         notes = [[] if i is None else side[i][0] for i, side in zip((p, t), sides, strict=True)]
         here = [iter([] if i is None else at[i]) for i, at in zip((p, t), places, strict=True)]
-        for x, y in _align_notes(*notes):
+        for x, y in align_notes(*notes):
             i, j = next(here[0]) if x else None, next(here[1]) if y else None
             if x is None or y is None:
                 wrong[0 if x else 1][i if x else j] = "extra" if x else "missing"

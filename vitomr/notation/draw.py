@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOVE', 'LINE', 'CLOSE', 'PATH_LETTERS', 'FONTS', 'TEXT_FONTS', 'FONT_SAYS', 'Unknown', 'outline', 'letter',
-           'style_rules', 'Layer', 'add_shape', 'add_text', 'Collector', 'paint', 'draw']
+           'style_rules', 'Layer', 'add_shape', 'add_text', 'Collector', 'paint', 'collect', 'draw']
 
 # %% ../../nbs/notation/draw.ipynb #6e616a8d
 import math
@@ -17,7 +17,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import verovio
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.colors import is_color_like, to_rgb
 from matplotlib.path import Path as Outline
 from matplotlib.transforms import Affine2D
 
@@ -129,6 +131,7 @@ class Layer:
     "Shapes under one transformation: x → x @ turn.T + move."
     turn: np.ndarray  # (2, 2)
     move: np.ndarray  # (2,)
+    ink: tuple[float, float, float] = (0.0, 0.0, 0.0)  # red, green and blue, up to 1; in gray all is black
     lines: list[tuple] = field(default_factory=list)  # x, y, x, y, width
     glyphs: list[tuple] = field(default_factory=list)  # corners, codes
     letters: list[tuple] = field(default_factory=list)  # the same
@@ -152,7 +155,7 @@ class Layer:
             else:
                 raise Unknown(f"the transformation {name}")
             turn, move = turn @ a, turn @ b + move
-        return Layer(turn, move)
+        return Layer(turn, move, self.ink)
 
 # %% ../../nbs/notation/draw.ipynb #b4c4b3b2
 _LINE = re.compile(r"M(-?[\d.]+) (-?[\d.]+) L(-?[\d.]+) (-?[\d.]+)")
@@ -280,6 +283,9 @@ class Collector:
     def enter(self, group: ET.Element, layer: Layer, font: dict[str, str], styles: dict[str, dict[str, str]]) -> None:
         if "transform" in group.attrib:
             self.layers.append(layer := layer.within(group.get("transform")))
+        if is_color_like(group.get("fill", "")):  # else black
+            layer = Layer(layer.turn, layer.move, to_rgb(group.get("fill")))
+            self.layers.append(layer)
         for name in group.get("class", "").split():
             for tag, said in self.rules.get(name, {}).items():
                 if tag == "g" and (said.get("display") == "none" or said.get("visibility") == "hidden"):
@@ -301,26 +307,26 @@ def _rectangles(lines: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
 
 def paint(
     layers: list[Layer],
-    height: int,  # px
-    width: int,  # px
-) -> np.ndarray:  # uint8 (H, W), white 255
-    "Fill and stroke what was collected, black on white."
-    renderer = RendererAgg(width, height, 72)
-    pen, flip = renderer.new_gc(), Affine2D.from_values(1, 0, 0, -1, 0, height)  # Agg's y runs up
+    renderer: RendererBase,  # of matplotlib's, at 72 dots an inch
+    height: float,  # px
+) -> None:
+    "Fill and stroke what was collected."
+    pen, flip = renderer.new_gc(), Affine2D.from_values(1, 0, 0, -1, 0, height)  # matplotlib's y runs up
     pen.set_snap(False)
 
-    def fill(layer: Layer, xy: np.ndarray, codes: np.ndarray, ink: tuple | None = (0, 0, 0)) -> None:
+    def fill(layer: Layer, xy: np.ndarray, codes: np.ndarray, ink: tuple | None) -> None:
         path = Outline(xy @ layer.turn.T + layer.move, codes)
         path.should_simplify = False
         renderer.draw_path(pen, path, flip, ink)
 
     for layer in layers:
         pen.set_linewidth(0)
+        pen.set_foreground(layer.ink)
         if layer.lines:
-            fill(layer, *_rectangles(layer.lines))
+            fill(layer, *_rectangles(layer.lines), layer.ink)
         for alike in (layer.glyphs, layer.letters, *([area] for area in layer.areas)):
             if alike:
-                fill(layer, *(np.concatenate(part) for part in zip(*alike, strict=True)))
+                fill(layer, *(np.concatenate(part) for part in zip(*alike, strict=True)), layer.ink)
         scale = math.sqrt(abs(np.linalg.det(layer.turn)))
         for xy, codes, thick, cap, join, dashes in layer.strokes:
             pen.set_linewidth(thick * scale)
@@ -328,14 +334,13 @@ def paint(
             pen.set_joinstyle(join or "miter")
             pen.set_dashes(0, [d * scale for d in dashes * (1 + len(dashes) % 2)] or None)
             fill(layer, xy, codes, None)
-    return 255 - np.asarray(renderer.buffer_rgba())[..., 3]
 
 # %% ../../nbs/notation/draw.ipynb #579a86f3
-def draw(
+def collect(
     svg: str,  # as Verovio writes it
     text_font: str = "STIXGeneral",  # one of TEXT_FONTS
-) -> np.ndarray:  # uint8 (H, W), white 255
-    "Draw an SVG of Verovio's. Raises `Unknown` for what it is not known to write."
+) -> tuple[list[Layer], float, float]:  # what to paint; height and width, px
+    "All shapes of an SVG of Verovio's. Raises `Unknown` for what it is not known to write."
     root = ET.fromstring(svg)
     inner, sizes = root.find(f"{_SVG}svg"), (root.get("width", ""), root.get("height", ""))
     if inner is None or inner.get("class") != "definition-scale" or not all(s.endswith("px") for s in sizes):
@@ -350,4 +355,15 @@ def draw(
         glyphs[f"#{g.get('id')}"] = xy @ own.turn.T + own.move, codes
     found = Collector(style_rules(svg), glyphs, TEXT_FONTS[text_font], [page])
     found.walk(inner, page, {}, {})
-    return paint(found.layers, math.ceil(height), math.ceil(width))
+    return found.layers, height, width
+
+
+def draw(
+    svg: str,  # as Verovio writes it
+    text_font: str = "STIXGeneral",  # one of TEXT_FONTS
+) -> np.ndarray:  # uint8 (H, W), white 255
+    "Draw an SVG of Verovio's in gray. Raises `Unknown` for what it is not known to write."
+    layers, height, width = collect(svg, text_font)
+    renderer = RendererAgg(math.ceil(width), math.ceil(height), 72)
+    paint(layers, renderer, math.ceil(height))
+    return 255 - np.asarray(renderer.buffer_rgba())[..., 3]
