@@ -219,6 +219,21 @@ def test_pdf_pages_are_drawn(tmp_path):
             pages[2]
 
 
+def test_the_pictures_of_a_tiff_are_pages_and_a_moving_picture_is_one(tmp_path):
+    frames = [Image.new("L", (200 + 10 * v, 300), v) for v in (255, 120, 40)]
+    for name, n in (("scan.tif", 3), ("moves.gif", 1)):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with Pages(tmp_path / name) as pages:
+            assert len(pages) == n and int(np.median(pages[0])) == 255
+            assert [pages[k].shape[1] for k in range(n)] == [2750, 1400, 600][:n]
+    with Pages(tmp_path / "scan.tif") as pages:
+        assert [int(np.median(pages[k])) for k in (2, 1)] == [40, 120]
+        (tmp_path / "scan.tif").write_bytes((tmp_path / "scan.tif").read_bytes()[:1000])
+        with pytest.raises(PictureError, match="scan.tif") as e:
+            pages[2]
+        assert "\n" not in str(e.value)
+
+
 @pytest.mark.parametrize("name, data, says", [
     ("cut.pdf", None, "broken"), ("encrypted.pdf", ENCRYPTED, "encrypted"), ("text.pdf", b"hello", "no PDF"),
     ("empty.pdf", b"", "no PDF"), ("head.pdf", b"%PDF-1.7\n", "broken"), ("nothing.png", b"", "not a picture")])

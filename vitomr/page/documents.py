@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pypdfium2 as pdfium
+from PIL import Image
 
 from .staves import FORMATS, MAX_FILE_BYTES, MAX_PIXELS, PictureError, open_picture, to_gray
 
@@ -23,8 +24,32 @@ MAX_PAGE_PIXELS = 25_000_000  # drawn
 _lock = threading.Lock()
 
 
+def _is_pdf(path: Path) -> bool:
+    "By its first bytes. Raises `PictureError` when there is no such file, or one that is no PDF is called so."
+    if not path.is_file():
+        raise PictureError(f"no such file: {path}")
+    with path.open("rb") as f:
+        found = b"%PDF-" in f.read(1024)
+    if not found and path.suffix.lower() == ".pdf":
+        raise PictureError(f"{path.name} is no PDF; give a PDF, or a picture as {', '.join(FORMATS)}")
+    return found
+
+
+def _n_frames(path: Path) -> int:
+    "Pictures in a file that `open_picture` reads: scanners write the pages of a TIFF so; in other formats they move."
+    with Image.open(path, formats=FORMATS) as img:
+        try:
+            return img.n_frames if img.format == "TIFF" else 1
+        except (OSError, ValueError, SyntaxError, EOFError) as e:
+            raise PictureError(f"{path.name}: its pages cannot be counted; save it again") from e
+
+
 def _open_pdf(path: Path) -> pdfium.PdfDocument:
     "Open a PDF. Raises `PictureError` in one line."
+    if path.stat().st_size > 4 * MAX_FILE_BYTES:
+        raise PictureError(
+            f"{path.name} has {path.stat().st_size / 1e6:.0f} MB; at most {4 * MAX_FILE_BYTES / 1e6:.0f} MB are read"
+        )
     try:
         return pdfium.PdfDocument(path)
     except pdfium.PdfiumError as e:
@@ -57,7 +82,7 @@ SUFFIXES_READ = (".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".web
 
 
 class Pages(Sequence):
-    "The pages of a picture or a PDF, each drawn when it is asked for."
+    "The pages of a picture, a TIFF of several or a PDF, each drawn when it is asked for."
 
     def __init__(
         self,
@@ -67,26 +92,17 @@ class Pages(Sequence):
         if not isinstance(source, (str, Path)):
             self._img, self._n = to_gray(source), 1
             return
-        path = Path(source)
-        self.name = path.name
-        if not path.is_file():
-            raise PictureError(f"no such file: {path}")
-        with path.open("rb") as f:
-            is_pdf = b"%PDF-" in f.read(1024)
-        if not is_pdf and path.suffix.lower() == ".pdf":
-            raise PictureError(f"{path.name} is no PDF; give a PDF, or a picture as {', '.join(FORMATS)}")
-        if not is_pdf:
-            self._img, self._n = open_picture(path), 1
-            return
-        if path.stat().st_size > 4 * MAX_FILE_BYTES:
-            raise PictureError(f"{path.name} has {path.stat().st_size / 1e6:.0f} MB; "
-                               f"at most {4 * MAX_FILE_BYTES / 1e6:.0f} MB are read")
-        with _lock:
-            self._pdf = _open_pdf(path)
-            self._n = len(self._pdf)
+        self._path = Path(source)
+        self.name = self._path.name
+        if _is_pdf(self._path):
+            with _lock:
+                self._pdf = _open_pdf(self._path)
+                self._n = len(self._pdf)
+        else:
+            self._img, self._n = open_picture(self._path), _n_frames(self._path)
         if not 0 < self._n <= MAX_PAGES:
             self.close()
-            raise PictureError(f"{path.name} has {self._n} pages; 1 to {MAX_PAGES} are read: split it")
+            raise PictureError(f"{self.name} has {self._n} pages; 1 to {MAX_PAGES} are read: split it")
 
     def close(self) -> None:
         "Let go of the file."
@@ -108,7 +124,7 @@ class Pages(Sequence):
         if not 0 <= index < self._n:
             raise IndexError(f"page {index} of {self._n}")
         if self._pdf is None:
-            return self._img
+            return self._img if index == 0 else open_picture(self._path, index)
         with _lock:
             return _draw(self._pdf, index, self.name)
 

@@ -96,6 +96,7 @@ class PictureError(ValueError):
 # %% ../../nbs/page/staves.ipynb #de33e23d
 def open_picture(
     path: str | Path,
+    frame: int = 0,  # of a file that holds several pictures
 ) -> np.ndarray:  # uint8 (H, W) gray
     "Read an image file, turned as its EXIF says. Raises `PictureError` in one line."
     path = Path(path)
@@ -107,6 +108,7 @@ def open_picture(
         )
     try:
         with Image.open(path, formats=FORMATS) as img:
+            img.seek(frame)
             w, h = img.size
             if w * h > MAX_PIXELS:
                 raise PictureError(
