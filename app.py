@@ -429,7 +429,9 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
                         example_labels=list(EXAMPLES.values()),
                         api_visibility="private",
                     )
-                    pdf = gr.UploadButton("Open a PDF or TIFF", file_types=[".pdf", ".tif", ".tiff"], size="sm", elem_id="pdf")
+                    pdf = gr.UploadButton(
+                        "Open a PDF or TIFF", file_types=[".pdf", ".tif", ".tiff"], size="sm", elem_id="pdf"
+                    )
             with gr.Accordion("How to read", open=False, elem_id="how"):
                 with gr.Row():
                     way = gr.Radio(list(WAYS.items()), value="greedy", label="Choice of tokens", scale=4, elem_id="way")
