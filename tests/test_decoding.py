@@ -135,7 +135,7 @@ def test_a_step_asks_nothing_of_the_device_and_stays_on_it(sampler, monkeypatch)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_a_gpu_writes_what_a_cpu_writes(reader, pictures, sampler):
-    "By the recorded graph, by the compiled one, and with a grammar; draws that fall on an edge may differ."
+    "Step by step, fused and recorded, and with a grammar; draws that fall on an edge may differ."
     options = {"copies": 3, "max_tokens": 91}
     plain = write(reader, *pictures, sampler, **options, generator=rng())
     there, (img, mask) = copy.deepcopy(reader).cuda(), (x.cuda() for x in pictures)

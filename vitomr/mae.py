@@ -25,7 +25,7 @@ from torch import nn
 
 from .data.batches import PATCH, PICTURE_MIX, Batches, BatchPlan, loader, pad_pictures
 from .data.datasets import PICTURE_SUFFIXES, READ_ERRORS, DatasetError, Item, file_item, open_dataset
-from .data.degrade import Geometry, Preset, _sources, degrade
+from .data.degrade import Geometry, Preset, degrade, sources
 from .data.synthesis import Shards
 from .nn.attention import PatchAttention, compute_dtype
 from .nn.vit import Encoder, sincos_positions
@@ -187,7 +187,7 @@ def warp(
     if not isinstance(move, Geometry):  # nothing moved
         return img
     if move.sag.any():
-        return cv2.remap(img, *_sources(move, *size), cv2.INTER_LINEAR, borderValue=255)
+        return cv2.remap(img, *sources(move, *size), cv2.INTER_LINEAR, borderValue=255)
     return cv2.warpPerspective(img, move.matrix, size[::-1], flags=cv2.INTER_LINEAR, borderValue=255)
 
 

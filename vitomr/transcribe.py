@@ -189,10 +189,6 @@ class Document(Savable):
         "Errors that were mended on the way to a score."
         return sum(line.analysis.n_minor for line in self.lines)
 
-    @property
-    def analysis(self) -> Analysis:
-        return analyse(self.tokens)
-
 # %% ../nbs/05_transcribe.ipynb #127adda2
 ONE_LINE = 0.5  # of the height of a picture; a lone system that fills more is the whole picture
 MOST_SPACES = 40  # staff spaces; a higher picture in which no systems are found is no line of music

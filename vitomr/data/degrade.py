@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORMAL', 'ON_SHEET', 'ON_CAMERA', 'EFFECTS', 'PRESETS', 'ink', 'dropout', 'bleed', 'stains', 'pen', 'contrast',
-           'paper', 'shadow', 'blur', 'motion', 'resolution', 'noise', 'binarise', 'jpeg', 'tilt', 'Geometry', 'bend',
-           'Preset', 'Degraded', 'degrade']
+           'paper', 'shadow', 'blur', 'motion', 'resolution', 'noise', 'binarise', 'jpeg', 'tilt', 'Geometry',
+           'sources', 'bend', 'Preset', 'Degraded', 'degrade']
 
 # %% ../../nbs/data/degrade.ipynb #e3e8e6e4
 import math
@@ -263,7 +263,7 @@ class Geometry:
         return np.linalg.lstsq(np.c_[points, np.ones(len(points))], self(points), rcond=None)[0].T
 
 
-def _sources(geometry, h, w, cell=8):
+def sources(geometry, h, w, cell=8):
     "For each pixel of an output (H, W) its place in the input: two float32 maps, exact every few px."
     u, v = (np.arange(-1, n // cell + 2) * cell + (cell - 1) / 2 for n in (w, h))
     p = np.linalg.inv(geometry.matrix) @ np.stack([m.ravel() for m in (*np.meshgrid(u, v), np.ones((len(v), len(u))))])
@@ -301,7 +301,7 @@ def bend(
     size = tuple(int(v) + 1 for v in np.ceil(np.ptp(ends, 0)))
     placed = Geometry(sag, m, w)
     if curl:
-        out = cv2.remap(img, *_sources(placed, size[1], size[0]), cv2.INTER_LINEAR, borderValue=255)
+        out = cv2.remap(img, *sources(placed, size[1], size[0]), cv2.INTER_LINEAR, borderValue=255)
     else:
         out = cv2.warpPerspective(img, m, size, flags=cv2.INTER_LINEAR, borderValue=255)
     return out, placed

@@ -308,7 +308,7 @@ def _still_columns(
             legal = torch.as_tensor(rules.mask(), device=s.u.device)
             s.legal = legal if s.legal is None else s.legal.copy_(legal)
         for _ in range(steps):
-            if s.u.is_cuda and not is_recorded:
+            if compile and s.u.is_cuda and not is_recorded:
                 replay, is_recorded = _recorded(step), True
             else:
                 replay()
@@ -341,7 +341,7 @@ def stream(
     compact: bool = True,  # rows that have ended leave the batch
     memory=None,  # of the pictures, where they are encoded already
     still: bool | None = None,  # nothing moves or waits within a step; None: on a GPU
-    compile: bool = False,  # the same, its operations fused
+    compile: bool = False,  # the same, its operations fused, and on a GPU recorded
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:  # tokens, log-probabilities, entropies (B·G,)
     "Write a column at a time; rows that have ended get <pad>, 0 and 0."
     memory = model.encode(img, mask) if memory is None else memory
