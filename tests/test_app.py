@@ -114,6 +114,17 @@ def chromium():
         browser.close()
 
 
+SETTLED = """(quiet) => new Promise(done => {
+    let waiting
+    const watched = new MutationObserver(() => wait())
+    const end = () => { clearTimeout(waiting); watched.disconnect(); done() }
+    const wait = () => { clearTimeout(waiting); waiting = setTimeout(end, quiet) }
+    watched.observe(document.body, {childList: true, subtree: true, characterData: true})
+    setTimeout(end, 5000)
+    wait()
+})"""
+
+
 class Visit:
     "A page that remembers whom it asked and what it complained about."
 
@@ -127,10 +138,15 @@ class Visit:
         self.page.goto(url)
         self.page.wait_for_selector("#picture input[type=file]", state="attached")
 
+    def wait(self, selector: str) -> None:
+        "Until it is there, and the page has stopped changing: the outputs of one event appear one after the other."
+        self.page.wait_for_selector(selector)
+        self.page.evaluate(SETTLED, 300)
+
     def read(self, picture: Path, kind: str = "done") -> str:
         "Hand in a picture; the status line at the end."
         self.page.set_input_files("#picture input[type=file]", picture)
-        self.page.wait_for_selector(f"#status p.{kind}")
+        self.wait(f"#status p.{kind}")
         return self.page.inner_text("#status .status")
 
     def tab(self, name: str) -> None:
@@ -139,7 +155,7 @@ class Visit:
     def example(self, name: str) -> list[str]:
         "Pick an example; the tokens that were read."
         self.page.get_by_role("button", name=name).click()
-        self.page.wait_for_selector("#status p.done")
+        self.wait("#status p.done")
         return self.tokens()
 
     def tokens(self) -> list[str]:
@@ -294,11 +310,11 @@ def test_corrections_are_engraved_and_downloaded(visit, tmp_path):
     assert before.split() == pred
     text.fill(before + " <b>oops")
     page.click("#apply-lmx")
-    page.wait_for_selector("#edited .error")
+    visit.wait("#edited .error")
     assert "unknown LMX token '<b>oops'" in page.inner_text("#edited") and visit.tokens() == pred
     text.fill(before + "\nmeasure C4 quarter stem:up")
     page.click("#apply-lmx")
-    page.wait_for_selector("#edited .done")
+    visit.wait("#edited .done")
     assert visit.tokens() == [*pred, "measure", "C4", "quarter", "stem:up"]
     assert page.locator("#score g.measure").count() == 5
     with page.expect_download() as download:
@@ -310,7 +326,7 @@ def test_corrections_are_engraved_and_downloaded(visit, tmp_path):
     page.wait_for_function("document.querySelector('#xml textarea').value.includes('<step>C</step>')")
     xml.fill(xml.input_value()[:-30])
     page.click("#apply-xml")
-    page.wait_for_selector("#edited .error")
+    visit.wait("#edited .error")
     assert "well-formed" in page.inner_text("#edited")
 
 
@@ -435,7 +451,7 @@ def test_two_people_at_once(chromium, url):
         person.page.set_input_files("#picture input[type=file]", EXAMPLES / f"{name}.png")
     read = []
     for person in people:
-        person.page.wait_for_selector("#status p.done")
+        person.wait("#status p.done")
         read.append(person.tokens())
     keys = ["key:fifths:3", "key:fifths:-3"]
     assert [next(t for t in tokens if t.startswith("key:")) for tokens in read] == keys
