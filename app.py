@@ -33,6 +33,7 @@ from vitomr.transcribe import (  # noqa: E402
     GRAMMARS,
     PACKAGED,
     TRUTH_SUFFIXES,
+    USUAL,
     Decoding,
     Progress,
     Transcriber,
@@ -87,11 +88,16 @@ def card() -> str:
 IDLE = status_html("idle", "Drop a picture or a PDF, paste one, or pick an example.")
 
 
-def decoding(way: str, beam: float, temperature: float, top_k: float, top_p: float, grammar: str, seed: float):
+def decoding(
+    way: str, beam: float, temperature: float, top_k: float, top_p: float, grammar: str, seed: float, again: bool
+) -> Decoding:
     "How to read, from the fields. Raises ValueError."
     draws = {"temperature": temperature, "top_k": int(top_k), "top_p": top_p} if way == "sampling" else {}
     width = int(beam) if way == "beam" else 1
-    return Decoding(beam=width, grammar=grammar, seed=int(seed or 0), max_tokens=MAX_TOKENS, **draws)
+    look = USUAL.second_look if again else 0
+    return Decoding(
+        beam=width, grammar=grammar, seed=int(seed or 0), max_tokens=MAX_TOKENS, second_look=look, **draws
+    )
 
 
 def wanted_pages(path: str, pages: str | None) -> list[int]:
@@ -148,6 +154,7 @@ def transcribe(
     seed: float,
     samples: float,
     pages: str | None,
+    second_look: bool,
     boxes: str | None,
 ) -> Iterator[list]:
     "Read a picture, photo or PDF of printed music. The last answer holds the files."
@@ -157,14 +164,13 @@ def transcribe(
         return
     yield outputs_of(status_html("busy", "Reading."))
     try:
-        how = decoding(way, beam, temperature, top_k, top_p, grammar, seed)
+        how = decoding(way, beam, temperature, top_k, top_p, grammar, seed, second_look)
         numbers = wanted_pages(path, pages)
         given = {int(k): v for k, v in json.loads(boxes).items()} if boxes and boxes.strip() else None
         n, due, sheets = int(samples) if way == "sampling" else 1, 0.0, []
         for i in range(n):
             sofar = f"Reading {i + 1} of {n}" if n > 1 else "Reading"
-            how_now = decoding(way, beam, temperature, top_k, top_p, grammar, how.seed + i)
-            for news in reader().read(path, pages=numbers, boxes=given, how=how_now):
+            for news in reader().read(path, pages=numbers, boxes=given, how=how, seed=how.seed + i):
                 if news.kind != "done" and (time.monotonic() >= due or news.kind == "page"):
                     yield growing(news, sofar)
                     due = time.monotonic() + UPDATE_SECONDS * max(1, len(news.document.lines))
@@ -191,6 +197,7 @@ def read_music(
     seed: int = 0,
     pages: str = "",
     form: str = "musicxml",
+    second_look: int = USUAL.second_look,
 ) -> str:
     """Read printed music and give it as text: a picture or photo of a line or a page, or a PDF.
 
@@ -204,6 +211,7 @@ def read_music(
         seed: of draws
         pages: of a PDF, as in 1-3,7; empty for all
         form: musicxml, or lmx for tokens, a line of text for each part
+        second_look: width of the beam that reads bars again which do not add up; 0 leaves them
 
     Returns:
         the score
@@ -211,7 +219,7 @@ def read_music(
     try:
         if form not in ("musicxml", "lmx"):
             raise ValueError(f"unknown form {form!r}; choose musicxml or lmx")
-        how = Decoding(beam, temperature, top_k, top_p, grammar, seed, MAX_TOKENS)
+        how = Decoding(beam, temperature, top_k, top_p, grammar, seed, MAX_TOKENS, second_look)
         numbers = wanted_pages(picture["path"], pages)
         return reader().transcribe(picture["path"], pages=numbers, how=how).to_bytes(f".{form}").decode()
     except (ValueError, OSError) as e:
@@ -439,6 +447,9 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
                     pages = gr.Textbox(
                         "", label="Pages of a PDF", placeholder="all, or 1-3,7", scale=3, elem_id="pages"
                     )
+                    second_look = gr.Checkbox(
+                        True, label="Second look", info="at bars that do not add up", scale=3, elem_id="second-look"
+                    )
                 with gr.Row():
                     beam = gr.Slider(2, 8, 4, step=1, label="Beam width", buttons=[], elem_id="beam")
                     temperature = gr.Slider(
@@ -526,7 +537,7 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
     with gr.Accordion("What is this", open=False):
         gr.Markdown(ABOUT)
 
-    how = [way, beam, temperature, top_k, top_p, grammar, seed, samples, pages]
+    how = [way, beam, temperature, top_k, top_p, grammar, seed, samples, pages, second_look]
     outputs = [status, original, score, tokens, *files, taken]
     belongings = [readings, lmx, xml, frames, boxes, line, gaze]
     read = {"fn": transcribe, "inputs": [picture, *how, boxes], "outputs": outputs}

@@ -131,6 +131,10 @@ def reading_options() -> argparse.ArgumentParser:
     r.add_argument("--grammar", default="none", help="none; shape: legal tokens only; time: bars add up, too")
     r.add_argument("--seed", type=int, default=0, help="of draws")
     r.add_argument("--max-tokens", type=int, default=1024, help="of one line of music")
+    r.add_argument(
+        "--second-look", type=int, default=8, metavar="WIDTH",
+        help="of the beam that reads bars again which do not add up; 0: they stay as they are",
+    )  # fmt: skip
     return r
 
 

@@ -29,7 +29,7 @@ from .notation.lmx import decode, linearise
 from .notation.metrics import METRICS, Metric, Rate, errors_by_kind, mcr_counts, micro_rate, token_distance
 from .notation.score import ScoreError, parts
 from .notation.tedn import tedn
-from .transcribe import GREEDY, Decoding, Transcriber, batches, write_pictures
+from .transcribe import USUAL, Decoding, Transcriber, batches, write_pictures
 
 # %% ../nbs/04_evaluate.ipynb #2cba9f99
 @dataclass
@@ -154,7 +154,7 @@ def _in_batches(pieces: Iterable[Piece], batch_size: int) -> Iterator[list[Piece
 def read_pieces(
     transcriber: Transcriber,
     pieces: Iterable[Piece],
-    how: Decoding = GREEDY,
+    how: Decoding = USUAL,
     *,
     batch_size: int = 16,
 ) -> Iterator[Reading]:
@@ -177,7 +177,7 @@ def read_pairs(
     bars: Iterable[int] = range(3, 6),  # lengths of excerpts, for shards
     limit: int | None = None,  # 200 of each kind for shards, else all
     degradations: Sequence[str] = ("clean",),  # for shards
-    how: Decoding = GREEDY,
+    how: Decoding = USUAL,
 ) -> Iterator[Reading]:
     "Readings of a dataset. Raises `DatasetError`, or ValueError where there is nothing to read."
     if Path(path).is_dir() and any(Path(path).glob("*.index.npy")):

@@ -382,10 +382,12 @@ def summary(sheet: Sheet) -> str:
     kinds = Counter(e.kind.replace("-", " ") for a in found for e in a.minor)
     mended = ", ".join(f"{k} {kind}" for kind, k in kinds.most_common())
     logp = np.concatenate([x.look.logp[:-1] for x in lines])
+    again = sum(line.n_again for line in sheet.document.lines)
     several = f"{count(len(sheet.systems), 'system')}, " if len(sheet.systems) > 1 else ""
     said = [
         f"{several}{count(len(sheet.made.places), 'bar')}, {count(len(logp), 'token')}, "
         f"{100 * exp(logp.mean()):.0f} % sure on average.",
+        f"{count(again, 'bar')} read differently at a second look." if again else "",
         f"Mended: {mended}." if mended else "Nothing had to be mended.",
         "Orange rests fill a bar." if "unfilled measure" in kinds else "",
         "Stopped at the limit of tokens." if sheet.document.truncated else "",

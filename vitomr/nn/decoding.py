@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LOOK_EVERY', 'Writer', 'Decoded', 'Sampler', 'without_control', 'entropy_of', 'Session', 'Rules', 'StillSession',
-           'still_step', 'stream', 'write', 'greedy', 'score', 'beam']
+           'still_step', 'stream', 'write', 'greedy', 'score', 'beam', 'finish', 'likeliest']
 
 # %% ../../nbs/nn/decoding.ipynb #6d266d9d
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Protocol
@@ -451,3 +451,69 @@ def _sort_out(session, best, numbers, ranked, beams, tokens, width, alpha, *, la
                 on[i, free], token[i, free], total[i, free] = b, x, s
                 free += 1
     return (on, token), total
+
+# %% ../../nbs/nn/decoding.ipynb #692095da
+def _begun(model: Writer, memory, ids: Sequence[int], max_tokens: int, device) -> Session:
+    "One row about one picture in which these tokens are written already."
+    session = Session(model, memory, 1, max_tokens=max(1, len(ids)) + max_tokens, device=device)
+    if len(ids):
+        session.size = min(len(ids) + 64, session.max_tokens)
+        session.cache = model.new_cache(memory, session.size)
+        session.written = torch.cat([session.written, torch.tensor([list(ids)], device=device)], 1)
+        model.decode(session.written[:, :-1], memory, 0, session.cache)
+    return session
+
+
+@torch.no_grad()
+def finish(
+    model: Writer,
+    memory,  # of one picture
+    begun: Sequence[int],  # ids that are written already
+    *,
+    max_tokens: int = 1024,  # in all
+    device: torch.device | str = "cpu",
+) -> tuple[list[int], list[float]]:  # ids without <eos>, log-probabilities with its own
+    "The likeliest token at each step, from there on."
+    left = max(1, max_tokens - len(begun))
+    session = _begun(model, memory, begun, left, device)
+    columns = _columns(session, Sampler(0.0), left, rules=None, generator=None, compact=False)
+    tokens, logp, _ = (torch.stack(c)[:, 0].tolist() for c in zip(*columns, strict=True))
+    return tokens[:-1] if tokens[-1] == EOS_ID else tokens, logp
+
+
+# %% ../../nbs/nn/decoding.ipynb #efa0ccce
+@torch.no_grad()
+def likeliest(
+    model: Writer,
+    memory,  # of one picture
+    begun: Sequence[int],  # ids that are written already
+    accept: Callable[[list[int]], bool],  # is asked about continuations, the likelier ones first
+    *,
+    ends: Collection[int] = (EOS_ID,),  # ids that end a continuation
+    width: int = 8,  # beginnings that are followed
+    least: float = -math.inf,  # log-probability under which nothing is looked at
+    max_tokens: int = 256,
+    device: torch.device | str = "cpu",
+) -> tuple[list[int], list[float]] | None:  # ids, the end among them, and their log-probabilities
+    "The likeliest continuation that is accepted, as far as a beam search sees; None when there is none."
+    session, n = _begun(model, memory, begun, max_tokens, device), len(begun) + 1
+    steps, best, most = torch.zeros(1, 0, device=device), None, least  # steps: log-probabilities (width, t)
+    for _ in range(max_tokens):
+        logp = Sampler().distribution(session.logits())  # (width, V)
+        ranked, at = (steps.sum(1)[:, None] + logp).flatten().topk(min(2 * width, logp.numel()))
+        going = []
+        for total, (row, token) in zip(ranked.tolist(), (divmod(i, logp.shape[1]) for i in at.tolist()), strict=True):
+            if total <= most:
+                break
+            if token not in ends:
+                going += [(row, token)] if len(going) < width else []
+            elif accept(ids := [*session.written[row, n:].tolist(), token]):
+                best, most = (ids, [*steps[row].tolist(), float(logp[row, token])]), total
+        if not going:
+            return best
+        rows, tokens = torch.tensor(going, device=device).T
+        steps = torch.cat([steps[rows], logp[rows, tokens][:, None]], 1)
+        session.select(rows, len(rows))
+        session.write(tokens)
+    return best
+
