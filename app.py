@@ -132,7 +132,7 @@ def growing(news: Progress, sofar: str) -> list:
     "A reading that is not finished."
     document = news.document
     if not any(line.tokens for line in document.lines):
-        found = gr.skip() if news.kind == "bar" else views.found_html(document)
+        found = gr.skip() if news.kind in ("bar", "again") else views.found_html(document)
         return outputs_of(status_html("busy", f"{sofar}."), found)
     several = len(document.lines) > 1
     bars = max(line.tokens.count("measure") for line in document.lines)

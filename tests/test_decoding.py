@@ -17,7 +17,9 @@ from vitomr.nn.decoding import (
     StillSession,
     beam,
     entropy_of,
+    finish,
     greedy,
+    likeliest,
     score,
     still_step,
     stream,
@@ -269,6 +271,34 @@ def test_a_wider_beam_is_no_less_likely(reader, pictures):
     "With alpha 0 the beam looks for the likeliest reading; on average wider finds likelier."
     narrow, wide = (beam(reader, *pictures, width=w, alpha=0.0, max_tokens=40) for w in (1, 6))
     assert sum(x for _, x in wide) >= sum(x for _, x in narrow)
+
+
+@pytest.mark.parametrize("begun", [[], [3], [4, 3]])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_likeliest_continuation_is_the_best_of_all_that_are_accepted(seed, begun):
+    table, fits = Table(seed), lambda ids: ids.count(4) == 2 and ids[-1] == 2
+    logp, first = table.logits.log_softmax(-1), (begun or [0])[-1]
+    ways = [[*body, 2] for n in range(7) for body in itertools.product((3, 4), repeat=n)]
+    worth = lambda ids: float(sum(logp[a, b] for a, b in itertools.pairwise([first, *ids])))
+    best = max(filter(fits, ways), key=worth)
+    found, steps = likeliest(table, torch.zeros(1), begun, fits, ends=(2,), width=64, max_tokens=7)
+    assert found == best and sum(steps) == pytest.approx(worth(best), abs=1e-4) and len(steps) == len(found)
+    assert likeliest(table, torch.zeros(1), begun, fits, ends=(2,), width=64, least=worth(best) + 0.01) is None
+    assert likeliest(table, torch.zeros(1), begun, lambda ids: False, ends=(2,), max_tokens=9) is None
+
+
+def test_a_reading_goes_on_from_any_of_its_tokens(reader, pictures):
+    img, mask = pictures
+    read, memory = greedy(reader, *pictures, max_tokens=70), reader.encode(*pictures)
+    for b in range(len(img)):
+        whole, only = read.ids(b), reader.take(memory, torch.tensor([b]))
+        logp = read.logp[b, : len(whole) + (not read.truncated[b])].tolist()
+        for k in {0, 1, 2, len(whole) // 2, len(whole) - 1}:
+            ids, steps = finish(reader, only, whole[:k], max_tokens=70)
+            assert ids == whole[k:] and np.allclose(steps, logp[k:], atol=1e-4)
+        if not read.truncated[b]:  # nothing that ends is likelier than the likeliest
+            _, steps = likeliest(reader, only, whole[:1], lambda ids: True, width=4, max_tokens=69)
+            assert sum(steps) >= sum(logp[len(whole[:1]) :]) - 1e-3
 
 
 def test_settings_that_make_no_sense_are_named():

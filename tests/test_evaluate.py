@@ -178,6 +178,7 @@ def test_with_the_grammar_an_untrained_reader_writes_without_error(untrained, im
         ({"temperature": -1}, "temperature -1"),
         ({"top_k": 5}, "top_k 5.*temperature"),
         ({"max_tokens": 0}, "max_tokens 0"),
+        ({"second_look": -1}, "second_look -1"),
     ],
 )
 def test_bad_ways_are_one_line(how, says):

@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import music21
@@ -22,7 +23,7 @@ from vitomr.decoder import READERS, Reader, WeightsError, save_reader
 from vitomr.insight import look
 from vitomr.notation.draw import Unknown
 from vitomr.notation.engrave import engrave, rasterise_any
-from vitomr.notation.lmx import linearise, to_musicxml
+from vitomr.notation.lmx import BOS_ID, VOCABULARY, bar_sums, encode, linearise, to_musicxml
 from vitomr.notation.metrics import micro_rate, token_distance
 from vitomr.notation.pdf import page_svgs, pdf_bytes
 from vitomr.notation.score import ScoreError, mxl_bytes, parts, read_score, root_of
@@ -31,11 +32,13 @@ from vitomr.page.staves import NoStaffError, PictureError, open_picture
 from vitomr.transcribe import (
     PACKAGED,
     SUFFIXES,
+    Decoding,
     Document,
     PageReading,
     SystemReading,
     Transcriber,
     Transcription,
+    look_again,
     read_truth,
 )
 
@@ -160,9 +163,14 @@ def test_a_score_of_several_pages_is_written_whole():
 
 
 def test_a_reading_grows_bar_by_bar(transcriber, reading):
-    seen = [list(news.document.tokens) for news in transcriber.read(SCAN) if news.kind in ("bar", "line")]
-    assert seen[-1] == reading.tokens and len(seen) == reading.tokens.count("measure")
-    for a, b in zip(seen, seen[1:], strict=False):
+    seen, looks = [], 0
+    for news in transcriber.read(SCAN):
+        seen += [list(news.document.tokens)] if news.kind in ("bar", "line", "again") else []
+        looks += news.kind == "again"
+    assert seen[-1] == reading.tokens and len(seen) - looks == reading.tokens.count("measure")
+    assert looks == any(line.n_again for line in reading.lines)
+    first = seen[: len(seen) - looks]
+    for a, b in zip(first, first[1:], strict=False):
         assert b[: len(a)] == a
     assert len(reading.logp) == len(reading.tokens) and max(reading.logp) <= 0
 
@@ -463,3 +471,97 @@ def test_intervals_hold_the_value_and_shrink():
     assert few.low < 0.2 < few.high and many.low < 0.2 < many.high and many.high - many.low < few.high - few.low
     with pytest.raises(ValueError, match="at least 1"):
         micro_rate([], [])
+
+
+# a second look
+
+
+class Script:
+    "A reader that knows its text by place, but for some places, where it doubts: place, token before → odds."
+
+    def __init__(self, text: str, doubts: dict):
+        self.text, self.doubts = [*encode(text.split()), VOCABULARY.index("<eos>")], doubts
+
+    def take(self, memory, pictures):
+        return memory
+
+    def new_cache(self, memory, length, copies=1):
+        return []
+
+    def decode(self, tokens, memory, start=0, cache=None):
+        odds = torch.full((*tokens.shape, len(VOCABULARY)), 1e-9)
+        for r, row in enumerate(tokens.tolist()):
+            for t, last in enumerate(row):
+                at = min(start + t, len(self.text) - 1)
+                said = self.doubts.get((at, VOCABULARY[last])) or {VOCABULARY[self.text[at]]: 1.0}
+                for token, p in said.items():
+                    odds[r, t, VOCABULARY.index(token)] = p
+        return odds.log()
+
+    def line(self) -> Transcription:
+        "What it writes at first."
+        ids = [BOS_ID]
+        while ids[-1] != self.text[-1]:
+            ids.append(int(self.decode(torch.tensor([ids[-1:]]), None, len(ids) - 1)[0, 0].argmax()))
+        return Transcription([VOCABULARY[i] for i in ids[1:-1]], [-0.5] * (len(ids) - 2), np.zeros((9, 9), np.uint8))
+
+
+FOURS = "measure time beats:4 beat-type:4 C4 half D4 half measure C4 half D4 half measure E4 half F4 half"
+
+
+def again(text: str, doubts: dict, **how) -> tuple[Transcription, Transcription]:
+    "Before and after."
+    script = Script(text, doubts)
+    before, line = script.line(), script.line()
+    look_again(script, SimpleNamespace(mask=torch.ones(1, 1, dtype=torch.bool)), line, Decoding(**how))
+    return before, line
+
+
+def test_a_bar_that_does_not_add_up_is_read_again():
+    "The second bar, and the third, which the reader took for another one after the first reading."
+    doubts = {(10, "C4"): {"quarter": 0.6, "half": 0.4}, (15, "quarter"): {"G4": 1.0}}
+    before, line = again(FOURS, doubts)
+    assert [b.adds_up for b in bar_sums(before.tokens)] == [True, False, True]
+    assert line.tokens == FOURS.split() and line.n_again == 1 and not line.truncated
+    assert line.logp[8:12] == pytest.approx([-0.5, 0.0, np.log(0.4), 0.0], abs=1e-3) and len(line.logp) == 18
+
+
+@pytest.mark.parametrize("other, is_taken", [(0.6 * np.exp(-4.5), True), (0.6 * np.exp(-5.5), False)])
+def test_what_is_far_less_likely_is_not_read_instead(other, is_taken):
+    doubts = {(10, "C4"): {"quarter": 0.6, "half": other}}
+    script = Script(FOURS, doubts)
+    line = script.line()
+    line.logp = [0.0] * len(line.tokens)
+    line.logp[10] = float(np.log(0.6 / (0.6 + other)))
+    look_again(script, SimpleNamespace(mask=torch.ones(1, 1, dtype=torch.bool)), line, Decoding())
+    assert (line.tokens == FOURS.split()) == is_taken == bool(line.n_again)
+
+
+def test_a_second_look_leaves_alone_what_it_cannot_mend():
+    never = {(10, "C4"): {"quarter": 0.6, "eighth": 0.4}}  # neither adds up
+    before, line = again(FOURS, never)
+    assert line.tokens == before.tokens and line.logp == before.logp and line.n_again == 0
+    ends = {
+        (10, "C4"): {"quarter": 0.6, "whole": 0.4},
+        (11, "whole"): {"<eos>": 1.0},
+    }  # a reading cut short is no remedy
+    before, line = again(FOURS, ends)
+    assert line.tokens == before.tokens
+    before, line = again(FOURS, {})
+    assert line.tokens == before.tokens and line.logp == before.logp
+
+
+def test_the_last_bar_can_be_read_again_and_draws_stay_as_they_were(transcriber):
+    before, line = again(FOURS, {(15, "E4"): {"quarter": 0.6, "half": 0.4}})
+    assert before.tokens[-3:] == ["quarter", "F4", "half"] and line.tokens == FOURS.split() and line.n_again == 1
+    assert not Decoding(temperature=1.0).looks_twice and not Decoding(grammar="time").looks_twice
+    assert not Decoding(second_look=0).looks_twice and Decoding().looks_twice and Decoding(beam=3).looks_twice
+
+
+def test_a_second_look_at_real_music_leaves_fewer_bars_odd(transcriber):
+    for path in sorted((ROOT / "examples").glob("*-[pv]*.png")):
+        once, twice = (transcriber.transcribe(path, second_look=w) for w in (0, 8))
+        odd = [sum(not b.adds_up for b in bar_sums(x.tokens)) for x in (once, twice)]
+        changed = sum(line.n_again for line in twice.lines)
+        assert odd[1] <= odd[0] and (changed > 0 or twice.tokens == once.tokens)
+        assert len(twice.logp) == len(twice.tokens) and max(twice.logp) <= 0

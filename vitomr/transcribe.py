@@ -422,7 +422,7 @@ def write_lines(
     transcriber: "Transcriber",
     lines: list[Transcription],  # filled in place
     how: Decoding = USUAL,
-) -> Iterator[tuple[str, Transcription]]:  # bar or line, and which
+) -> Iterator[tuple[str, Transcription]]:  # bar, line or again, and which
     "Write all lines at once, and tell what is new."
     model = transcriber.model
     pixels, mask = (x.to(transcriber.device) for x in pad_pictures([line.picture for line in lines]))
@@ -431,7 +431,7 @@ def write_lines(
     for i, line in enumerate(lines if how.looks_twice else ()):
         look_again(model, model.take(memory, torch.tensor([i], device=pixels.device)), line, how)
         if line.n_again:
-            yield "bar", line
+            yield "again", line
 
 
 def write_pictures(
@@ -450,7 +450,7 @@ def write_pictures(
 class Progress:
     "News of a reading. The document is the same one throughout, and grows."
 
-    kind: str  # page, bar, line or done
+    kind: str  # page, bar, line, again (a line looked at twice) or done
     document: Document
     page: PageReading | None = None  # that the news is about
     line: Transcription | None = None
