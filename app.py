@@ -28,7 +28,7 @@ from vitomr.notation.grammar import Grammar  # noqa: E402
 from vitomr.notation.score import musicxml_bytes  # noqa: E402
 from vitomr.page.documents import Pages, page_numbers  # noqa: E402
 from vitomr.page.staves import normalise  # noqa: E402
-from vitomr.rewards import PRESETS, TERMS, reward  # noqa: E402
+from vitomr.rewards import PRESETS, TERMS, reward_of_score  # noqa: E402
 from vitomr.transcribe import (  # noqa: E402
     GRAMMARS,
     PACKAGED,
@@ -37,7 +37,7 @@ from vitomr.transcribe import (  # noqa: E402
     Decoding,
     Progress,
     Transcriber,
-    read_truth,
+    read_truth_of_parts,
 )
 from vitomr.views import Sheet, hint_html, status_html  # noqa: E402
 
@@ -55,6 +55,7 @@ EXAMPLES = {
     "schubert-fruehlingstraum-piano": "Schubert, piano",
     "schubert-fruehlingstraum-voice": "Schubert, voice",
     "schumann-rosen-voice": "Schumann, voice",
+    "pages/bach-invention-1": "Bach, the whole page",
 }
 PENALTIES = {term for preset in PRESETS.values() for term, weight in preset.weights.items() if weight < 0}
 WAYS = {"Greedy": "greedy", "Beam": "beam", "Sampling": "sampling"}
@@ -311,8 +312,8 @@ def imagine(taken: dict | None, ratio: float, seed: float) -> str:
 
 NO_TRUTH = hint_html(
     "idle",
-    f"To see what a reading would earn, read a picture and give the right score, one part as "
-    f"{', '.join(TRUTH_SUFFIXES)}. The examples bring theirs.",
+    f"To see what a reading would earn, read a picture and give the right score as {', '.join(TRUTH_SUFFIXES)}. "
+    "The examples bring theirs.",
 )
 
 
@@ -340,15 +341,10 @@ def measure(taken: dict | None, truth: dict | None, preset: str, *weights: float
         return
     yield None, hint_html("busy", "Measuring."), "", "", "", ""
     try:
-        true, sheets = read_truth(path), taken["sheets"]
-        if len(sheets[0].parts) > 1:
-            raise ValueError(f"the reading has {len(sheets[0].parts)} parts; one part is compared with one part")
-        group = [s.parts[0] for s in sheets]
-        of = {name: [reward(tokens, true, name, terms=TERMS) for tokens in group] for name in PRESETS}
-        measured, tokens = {"of": of, "at": taken["at"]}, group[taken["at"]]
-        diffs = views.diff_html(tokens, true), views.token_diff_html(tokens, true)
-        earned, others = rescore(measured, preset, *weights)
-        yield measured, earned, others, views.errors_html(tokens, true), *diffs
+        true, group = read_truth_of_parts(path), [s.parts for s in taken["sheets"]]
+        of = {name: [reward_of_score(parts, true, name, terms=TERMS) for parts in group] for name in PRESETS}
+        measured = {"of": of, "at": taken["at"]}
+        yield measured, *rescore(measured, preset, *weights), *views.compared_html(group[taken["at"]], true)
         return
     except ValueError as e:  # ScoreError: one line for a person
         message = str(e)
@@ -377,7 +373,7 @@ def choose(measured: dict | None, preset: str) -> list:
 
 def warm() -> None:
     "Let the tree distance and the grammar be compiled before somebody waits for them."
-    reward(["measure", "C4", "quarter"], ["measure", "D4", "quarter"], terms=TERMS)
+    reward_of_score([["measure", "C4", "quarter"]], [["measure", "D4", "quarter"]], terms=TERMS)
     Grammar(time=True).legal(["measure", "C4", "quarter"])
 
 

@@ -30,9 +30,9 @@ from vitomr.decoder import READERS, Reader, save_reader
 from vitomr.figures import TERM_COLOURS
 from vitomr.mae import MAE, MAES, save_mae
 from vitomr.notation.lmx import linearise, to_musicxml
-from vitomr.notation.metrics import errors_by_kind, symbol_error_rate
+from vitomr.notation.metrics import bars_that_add_up, errors_by_kind, symbol_error_rate
 from vitomr.notation.score import parts, read_score, root_of
-from vitomr.rewards import PRESETS, TERMS, Breakdown, reward
+from vitomr.rewards import PRESETS, TERMS, Breakdown, reward, reward_of_score, tokens_of_parts
 from vitomr.transcribe import PACKAGED, SUFFIXES, Decoding, Transcriber
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,6 +264,21 @@ def test_truth_of_a_picture_of_ones_own(visit, tmp_path):
     page.wait_for_selector("#earned .hint.idle")
 
 
+def test_a_page_is_compared_with_its_whole_score(visit, tmp_path):
+    page = visit.page
+    visit.example("Bach, the whole page")
+    with page.expect_download() as download:
+        page.click("#download-lmx")
+    download.value.save_as(tmp_path / "read.lmx")
+    read = [line.split() for line in (tmp_path / "read.lmx").read_text().splitlines()]
+    true = read_score(EXAMPLES / "pages" / "bach-invention-1.musicxml")
+    visit.tab("Reward")
+    page.wait_for_selector("#earned .terms")
+    visit.total(reward_of_score(read, true).total)
+    assert f"for {len(tokens_of_parts(true)[0])} token" in page.inner_text("#errors")
+    assert page.locator("#diff .sheet").count() == 2
+
+
 def test_a_bar_lights_up_on_both_sides(visit):
     "By pointer on either side, by keyboard, and again to put it out."
     page = visit.page
@@ -392,8 +407,10 @@ def test_the_look_at_a_token(visit):
     note = tokens.index("C5")
     page.locator("#gaze .lmx[data-token]").nth(note).click()
     assert f"Token {note + 1} of {len(tokens)}: C5" in page.inner_text("#gaze .said")
-    (x, width), before = page.evaluate("(e => [[e.x.baseVal.value, e.ownerSVGElement.viewBox.baseVal.width], "
-                                       "e.parentNode.innerHTML])(document.querySelector('.gaze rect'))")
+    (x, width), before = page.evaluate(
+        "(e => [[e.x.baseVal.value, e.ownerSVGElement.viewBox.baseVal.width], "
+        "e.parentNode.innerHTML])(document.querySelector('.gaze rect'))"
+    )
     assert 0.3 < x / width < 0.5  # the second bar of four
     page.locator("#gaze .bars").focus()
     page.keyboard.press("ArrowRight")
@@ -491,7 +508,8 @@ def test_client_gets_growing_scores_and_files(client):
 
     described = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
     names = [p["parameter_name"] for p in described["/transcribe"]["parameters"]]
-    assert names == ["picture", *"way beam temperature top_k top_p grammar seed samples pages boxes".split()]
+    ways = "way beam temperature top_k top_p grammar seed samples pages second_look".split()
+    assert names == ["picture", *ways, "boxes"]
     assert list(described) == ["/transcribe", "/read_music"]
     names = {p["parameter_name"] for p in described["/read_music"]["parameters"]}
     assert names == {"picture", "pages", "form", *(f.name for f in fields(Decoding))} - {"max_tokens"}
@@ -607,8 +625,10 @@ def test_hostile_tokens_leave_no_trace_in_the_engraving(app):
 
 def test_examples_carry_their_truth(app):
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert set(app.EXAMPLES) == {p.stem for p in EXAMPLES.glob("*.png")}
-    for name in app.EXAMPLES:
+    assert set(app.EXAMPLES) == {p.stem for p in EXAMPLES.glob("*.png")} | {"pages/bach-invention-1"}
+    (piano,) = tokens_of_parts(read_score(EXAMPLES / "pages" / "bach-invention-1.musicxml"))
+    assert bars_that_add_up(piano) == (22, 22)
+    for name in (n for n in app.EXAMPLES if "/" not in n):
         assert f"| {name} |" in listed
         assert all((EXAMPLES / (name + suffix)).stat().st_size < 300_000 for suffix in (".png", ".lmx", ".musicxml"))
         (part,) = parts(read_score(EXAMPLES / f"{name}.musicxml"))
@@ -651,7 +671,7 @@ def test_weights_are_scored_without_measuring(app, monkeypatch):
     true = (EXAMPLES / "schumann-rosen-voice.lmx").read_text().split()
     found = {preset: reward(true[:-5], true, preset, terms=TERMS) for preset in PRESETS}
     measured = {"of": {preset: [b, b] for preset, b in found.items()}, "at": 1}
-    monkeypatch.setattr(app, "reward", None)
+    monkeypatch.setattr(app, "reward_of_score", None)
     shown = app.rescore(measured, "notes", None, "7", float("nan"), *[0.5] * 6)  # emptied and impossible fields count 0
     expected = found["notes"].reweighted({t: 0.0 if t in ("TED", "TEDn", "WF") else 0.5 for t in TERMS})
     assert shown[0] == views.reward_html(expected) and "teaches nothing" in shown[1]

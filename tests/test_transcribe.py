@@ -23,7 +23,7 @@ from vitomr.decoder import READERS, Reader, WeightsError, save_reader
 from vitomr.insight import look
 from vitomr.notation.draw import Unknown
 from vitomr.notation.engrave import engrave, rasterise_any
-from vitomr.notation.lmx import BOS_ID, VOCABULARY, bar_sums, encode, linearise, to_musicxml
+from vitomr.notation.lmx import BOS_ID, VOCABULARY, analyse, bar_sums, encode, linearise, to_musicxml
 from vitomr.notation.metrics import micro_rate, token_distance
 from vitomr.notation.pdf import page_svgs, pdf_bytes
 from vitomr.notation.score import ScoreError, mxl_bytes, parts, read_score, root_of
@@ -40,10 +40,12 @@ from vitomr.transcribe import (
     Transcription,
     look_again,
     read_truth,
+    read_truth_of_parts,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
 SCAN = ROOT / "examples" / "bach-invention-1-scan-1.png"
+BLANK = np.full((9, 9), 255, np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +299,30 @@ def test_truth_in_every_format(tmp_path):
         assert read_truth(path) == true
     with pytest.raises(ScoreError, match="no such file: b.lmx"):
         read_truth(tmp_path / "b.lmx")
+
+
+def test_a_truth_of_several_parts_is_told_apart_by_its_lines(tmp_path):
+    voice, piano = (
+        (ROOT / "examples" / f"schubert-fruehlingstraum-{k}.lmx").read_text().split() for k in ("voice", "piano")
+    )
+    path = tmp_path / "song.lmx"
+    path.write_text(f"{' '.join(voice)}\n\n{' '.join(piano)}\n")
+    assert read_truth_of_parts(path) == [voice, piano]
+    rows = [" ".join(t).replace(" measure", "\nmeasure") for t in (voice, piano)]  # a bar to a row, as in the app
+    path.write_text("\n".join(rows))
+    assert read_truth_of_parts(path) == [voice, piano]
+    score = Document("song", [PageReading(1, BLANK, systems=[SystemReading((0, 0, 9, 9), BLANK, [
+        Transcription(voice, [0.0] * len(voice), BLANK), Transcription(piano, [0.0] * len(piano), BLANK, n_staves=2),
+    ])])])  # fmt: skip
+    for suffix in (".lmx", ".musicxml", ".mxl"):
+        found = read_truth_of_parts(score.save(tmp_path / f"whole{suffix}"))
+        assert [len(analyse(t).bars) for t in found] == [4, 4]
+        assert suffix != ".lmx" or found == score.assembled.tokens
+    with pytest.raises(ScoreError, match="song.lmx holds 2 parts"):
+        read_truth(path)
+    path.write_text("measure " * 6001)
+    with pytest.raises(ScoreError, match="6001 tokens in 1 parts; give a page"):
+        read_truth_of_parts(path)
 
 
 def test_broken_truths_never_raise_anything_else(tmp_path):

@@ -174,3 +174,12 @@ def test_no_string_breaks_out(sheet):
         shown = ET.fromstring(f"<div>{''.join(re.sub(r'^<[?].*?[?]>', '', p) for p in pieces)}</div>")
         assert not {"script", "img"} & {e.tag for e in shown.iter() if e.get("src") == "x" or e.tag == "script"}
         assert not any(k.startswith("on") for e in shown.iter() for k in e.keys())
+
+
+def test_errors_of_several_parts_are_added_up():
+    one, two = ["measure", "C4", "whole"], ["measure", "D4", "half", "D4", "half"]
+    errors, engraved, by_token = views.compared_html([one, two], [one, [*two[:-1], "quarter"]])
+    assert "12.5 %" in errors and "1 edit for 8 tokens" in errors
+    assert engraved.count("<h3>Part ") == by_token.count("<h3>Part ") == 2 and engraved.count('class="sheet') == 4
+    alone = views.compared_html([one], [one])
+    assert "<h3>" not in "".join(alone) and "There is nothing to correct" in alone[0]

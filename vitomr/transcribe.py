@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['SHEET', 'MAKERS', 'SUFFIXES', 'ONE_LINE', 'MOST_SPACES', 'GRAMMARS', 'USUAL', 'BATCH_PATCHES', 'BATCH_LINES', 'T',
-           'ODDS', 'PACKAGED', 'MAX_PATCHES', 'TRUTH_SUFFIXES', 'MAX_TRUTH_BYTES', 'MAX_TRUTH_TOKENS', 'Savable',
-           'Transcription', 'SystemReading', 'PageReading', 'Document', 'Decoding', 'batches', 'look_again',
-           'write_lines', 'write_pictures', 'Progress', 'weights_folder', 'Transcriber', 'read_truth']
+           'ODDS', 'PACKAGED', 'MAX_PATCHES', 'TRUTH_SUFFIXES', 'MAX_TRUTH_BYTES', 'MAX_TRUTH_TOKENS',
+           'MAX_SCORE_TOKENS', 'Savable', 'Transcription', 'SystemReading', 'PageReading', 'Document', 'Decoding',
+           'batches', 'look_again', 'write_lines', 'write_pictures', 'Progress', 'weights_folder', 'Transcriber',
+           'read_truth_of_parts', 'read_truth']
 
 # %% ../nbs/05_transcribe.ipynb #e54eadaa
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,15 +37,15 @@ from vitomr.notation.lmx import (
     bar_sums,
     decode,
     encode,
-    linearise,
     to_musicxml,
 )
 from .notation.pdf import pdf_bytes
-from .notation.score import MUSICXML_SUFFIXES, ScoreError, musicxml_bytes, mxl_bytes, parts, root_of, unzip_mxl
+from .notation.score import MUSICXML_SUFFIXES, ScoreError, musicxml_bytes, mxl_bytes, root_of, unzip_mxl
 from .page.assemble import Assembled, Line, assemble
 from .page.documents import Pages, page_numbers
 from .page.staves import Normalised, NoStaffError, PictureError, normalise, open_picture
 from .page.systems import Page, crop, find_systems, with_boxes
+from .rewards import tokens_of_parts
 
 # %% ../nbs/05_transcribe.ipynb #4fbc0ff1
 SHEET = {"breaks": "line", "adjustPageWidth": False, "pageWidth": 2100, "pageHeight": 60_000}  # many lines, one sheet
@@ -556,23 +558,27 @@ class Transcriber:
 
 # %% ../nbs/05_transcribe.ipynb #c7a1f3e8
 TRUTH_SUFFIXES = (".lmx", *sorted(MUSICXML_SUFFIXES))
-MAX_TRUTH_BYTES, MAX_TRUTH_TOKENS = 4_000_000, 1024  # bytes unpacked
+MAX_TRUTH_BYTES, MAX_TRUTH_TOKENS = 4_000_000, 1024  # bytes unpacked; tokens of one line
+MAX_SCORE_TOKENS = 6000  # of all parts together
+_HEADER = ("key:", "clef:", "time", "beats:", "beat-type:", "staff:")
 
 
-def _tokens_in(data: bytes, path: Path) -> list[str]:
-    "The tokens in the bytes of a truth."
-    if path.suffix.lower() == ".lmx":
-        return decode(encode(data.decode().split()))
-    found = parts(root_of(data, path.name))
-    if len(found) != 1:
-        raise ScoreError(f"{path.name} holds {len(found)} parts; give one part, of one or two staves")
-    return linearise(found[0].element).tokens
+def _parts_in(text: str) -> list[list[str]]:
+    "LMX, a part a line; a line that does not begin with key and clef goes on with the one before."
+    found: list[list[str]] = []
+    for tokens in filter(None, (decode(encode(line.split())) for line in text.splitlines())):
+        head = list(takewhile(lambda t: t == "measure" or t.startswith(_HEADER), tokens))
+        if found and not all(any(t.startswith(kind) for t in head) for kind in ("key", "clef")):
+            found[-1] += tokens
+        else:
+            found.append(tokens)
+    return found or [[]]
 
 
-def read_truth(
-    path: str | Path,  # one of TRUTH_SUFFIXES, of one line of music
-) -> list[str]:  # LMX
-    "The tokens that a reading should have. Raises `ScoreError` in one line that names the file."
+def read_truth_of_parts(
+    path: str | Path,  # one of TRUTH_SUFFIXES
+) -> list[list[str]]:  # LMX of each part, from the top
+    "The tokens that the parts of a reading should have. Raises `ScoreError` in one line that names the file."
     path = Path(path)
     if path.suffix.lower() not in TRUTH_SUFFIXES:
         raise ScoreError(f"{path.name} is no truth that can be read; give one of {', '.join(TRUTH_SUFFIXES)}")
@@ -583,14 +589,31 @@ def read_truth(
     if data[:2] == b"PK" and len(data) <= MAX_TRUTH_BYTES:
         data = unzip_mxl(data, path.name)
     if len(data) > MAX_TRUTH_BYTES:
-        raise ScoreError(f"{path.name} is larger than {MAX_TRUTH_BYTES / 1e6:.0f} MB; give one line of music")
+        raise ScoreError(f"{path.name} is larger than {MAX_TRUTH_BYTES / 1e6:.0f} MB; give a page of music")
     try:
-        tokens = _tokens_in(data, path)
+        is_lmx = path.suffix.lower() == ".lmx"
+        found = _parts_in(data.decode()) if is_lmx else tokens_of_parts(root_of(data, path.name))
     except UnicodeDecodeError as e:
         raise ScoreError(f"{path.name} is not text; an .lmx file holds tokens between white space") from e
     except ValueError as e:
         message = str(e) if path.name in str(e) else f"{path.name}: {e}"
         raise ScoreError(message[:300]) from e
-    if not 0 < len(tokens) <= MAX_TRUTH_TOKENS:
-        raise ScoreError(f"{path.name} holds {len(tokens)} tokens; give one line of music, 1 to {MAX_TRUTH_TOKENS}")
-    return tokens
+    n = sum(map(len, found))
+    if not 0 < n <= MAX_SCORE_TOKENS:
+        raise ScoreError(
+            f"{path.name} holds {n} tokens in {len(found)} parts; give a page of music, 1 to {MAX_SCORE_TOKENS}"
+        )
+    return found
+
+
+# %% ../nbs/05_transcribe.ipynb #c7a1f3e9
+def read_truth(
+    path: str | Path,  # one of TRUTH_SUFFIXES, of one line of music
+) -> list[str]:  # LMX
+    "The tokens that a reading of one line should have. Raises `ScoreError` in one line that names the file."
+    found, name = read_truth_of_parts(path), Path(path).name
+    if len(found) != 1:
+        raise ScoreError(f"{name} holds {len(found)} parts; give one part, of one or two staves")
+    if len(found[0]) > MAX_TRUTH_TOKENS:
+        raise ScoreError(f"{name} holds {len(found[0])} tokens; give one line of music, 1 to {MAX_TRUTH_TOKENS}")
+    return found[0]

@@ -8,7 +8,7 @@ __all__ = ['TINTS', 'NOTE_COLOURS', 'MAX_SHOWN', 'MEANINGS', 'EPSILON', 'ERROR_C
            'bar_outlines', 'picture_html', 'pages_html', 'found_html', 'boxes_html', 'status_html', 'hint_html',
            'token_html', 'tokens_html', 'lines_html', 'summary', 'lmx_text', 'with_lmx', 'with_musicxml',
            'attention_html', 'panels_html', 'number', 'bar_html', 'reward_html', 'advantages', 'group_html',
-           'note_errors', 'diff_html', 'token_diff_html', 'errors_html']
+           'note_errors', 'diff_html', 'token_diff_html', 'errors_html', 'compared_html']
 
 # %% ../nbs/views.ipynb #e01f0a53
 import base64
@@ -35,7 +35,7 @@ from vitomr.notation.metrics import (
     align_notes,
     errors_by_kind,
     notes_of_bars,
-    symbol_error_rate,
+    pair_parts,
     token_distance,
 )
 from .notation.score import parts, root_of
@@ -601,9 +601,9 @@ def diff_html(pred: Sequence[str], true: Sequence[str]) -> str:
     "Reading and truth, engraved one above the other, wrong notes coloured by kind. Raises `ScoreError`."
     wrong = note_errors(pred, true)
     legend = " ".join(f'<span style="color: {c}">\N{BLACK CIRCLE} {k}</span>' for k, c in ERROR_COLOURS.items())
-    drawn = [_engraved_errors(tokens, w) for tokens, w in zip((pred, true), wrong, strict=True)]
+    drawn = [tokens and _engraved_errors(tokens, w) for tokens, w in zip((pred, true), wrong, strict=True)]
     sheets = [
-        f"<h4>{title}</h4>{sheet_html(svg, f'{title}, errors coloured')}"
+        f"<h4>{title}</h4>{sheet_html(svg, f'{title}, errors coloured') if svg else '<p>There is no such part.</p>'}"
         for title, svg in zip(("The reading", "The truth"), drawn, strict=True)
     ]
     return f'<p class="legend notes">{legend}</p>{"".join(sheets)}'
@@ -631,15 +631,28 @@ def token_diff_html(pred: Sequence[str], true: Sequence[str]) -> str:
     return f'<ol class="bars diff" tabindex="0"><li>{lines}</li></ol>'
 
 
-def errors_html(pred: Sequence[str], true: Sequence[str]) -> str:
+def errors_html(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> str:  # reading and truth of each part
     "The symbol error rate, and what is wrong kind by kind."
-    rate = f"{100 * symbol_error_rate(pred, true):.1f} %"
-    edits = f"{count(token_distance(pred, true), 'edit')} for {count(len(true), 'token')}"
+    n_edits, n_true = sum(token_distance(p, t) for p, t in pairs), sum(len(t) for _, t in pairs)
+    rate = f"{100 * n_edits / max(1, n_true):.1f} %"
+    edits = f"{count(n_edits, 'edit')} for {count(n_true, 'token')}"
+    kinds = sum((errors_by_kind(p, t) for p, t in pairs), Counter())
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(kind)}</th><td>{n}</td></tr>'
-        for kind, n in errors_by_kind(pred, true).most_common()
+        f'<tr><th scope="row">{html.escape(kind)}</th><td>{n}</td></tr>' for kind, n in kinds.most_common()
     )
     head = '<thead><tr><th scope="col">Error</th><td>Count</td></tr></thead>'
     table = f'<table class="errors">{head}<tbody>{rows}</tbody></table>'
     table = table if rows else "<p>There is nothing to correct.</p>"
     return f'<p class="rate">Symbol error rate <b>{rate}</b>: {edits}.</p>{table}'
+
+# %% ../nbs/views.ipynb #7755fbd1
+def compared_html(
+    pred: Sequence[Sequence[str]],  # tokens of each part, from the top
+    true: Sequence[Sequence[str]],  # likewise
+) -> tuple[str, str, str]:  # errors, engraved differences, differences token by token
+    "What is wrong in a reading of one part or more. Raises `ScoreError`."
+    pairs = pair_parts(pred, true)
+    titles = [f"<h3>Part {i + 1}</h3>" if len(pairs) > 1 else "" for i in range(len(pairs))]
+    both = [(title + diff_html(p, t), title + token_diff_html(p, t)) for title, (p, t) in zip(titles, pairs)]
+    return errors_html(pairs), *("".join(x) for x in zip(*both, strict=True))
+
