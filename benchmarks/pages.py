@@ -1,8 +1,9 @@
 """Pages: systems found, staff space and seconds by stage, on pages made here and, where a folder names one, on a scan.
 
-    python benchmarks/pages.py [--count 60] [--read 1] [--scan FOLDER]
+    python benchmarks/pages.py [--count 60] [--others 20] [--read 1] [--scan FOLDER]
 
-FOLDER holds systems.json with "image" and "boxes_xyxy", as examples/pages does.
+Pages of Verovio, and of MuseScore and LilyPond where they are installed. FOLDER holds systems.json with "image" and
+"boxes_xyxy", as examples/pages does.
 """
 
 import argparse
@@ -17,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from vitomr.data.corpora import open_corpus
+from vitomr.data.engravers import engravers_here
 from vitomr.data.pages import random_sheet, wear
 from vitomr.notation.engrave import FONTS
 from vitomr.page import systems as page_systems
@@ -68,17 +70,21 @@ def report(name: str, pages: list[tuple]) -> None:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--count", type=int, default=60, help="pages")
+    p.add_argument("--count", type=int, default=60, help="pages by Verovio")
+    p.add_argument("--others", type=int, default=20, help="pages by each of the other engravers")
     p.add_argument("--scan", type=Path, default=Path(__file__).parents[1] / "examples" / "pages")
     p.add_argument("--read", type=int, default=1, help="times the scan is read by the packaged model, 0 or 1")
     args = p.parse_args()
     for stage in STAGES:
         setattr(page_systems, stage, timed(stage, getattr(page_systems, stage)))
     songs = [s for s in open_corpus("music21", split="train") if "bwv" in s.id]
-    sheets = [random_sheet(songs, i, font=FONTS[i % len(FONTS)]) for i in range(args.count)]
-    for preset in ("clean", "scan", "photo"):
-        worn = [wear(s, np.random.default_rng(i), preset) for i, s in enumerate(sheets)]
-        report(preset, [(w.img, [s.outline for s in w.systems], w.space, w.staves_of_parts) for w in worn])
+    for engraver in engravers_here():
+        n = args.count if engraver == "verovio" else args.others
+        sheets = [random_sheet(songs, i, font=FONTS[i % len(FONTS)], engraver=engraver) for i in range(n)]
+        for preset in ("clean", "scan", "photo") if sheets else ():
+            worn = [wear(s, np.random.default_rng(i), preset) for i, s in enumerate(sheets)]
+            pages = [(w.img, [s.outline for s in w.systems], w.space, w.staves_of_parts) for w in worn]
+            report(f"{engraver}, {preset}", pages)
     truth = json.loads((args.scan / "systems.json").read_text())
     boxes = truth["boxes_xyxy"].values()
     outlines = [np.array([[a, b], [c, b], [c, d], [a, d]], float) for a, b, c, d in boxes]

@@ -12,9 +12,10 @@ from PIL import Image
 
 from vitomr.cli import main
 from vitomr.data.corpora import open_corpus
-from vitomr.data.pages import KINDS, random_sheet, wear
+from vitomr.data.engravers import ENGRAVERS, PageEngraving, engravers_here
+from vitomr.data.pages import KINDS, cut_systems, random_sheet, wear
 from vitomr.notation.engrave import render_svg
-from vitomr.notation.lmx import MARK_COLOUR, VOCABULARY, linearise
+from vitomr.notation.lmx import MARK_COLOUR, VOCABULARY, bar_sums, linearise
 from vitomr.notation.score import musicxml_bytes, parts, root_of
 from vitomr.page import systems
 from vitomr.page.assemble import Line, assemble, match_parts
@@ -64,6 +65,31 @@ def test_systems_are_found_on_made_pages(songs, kind, preset):
     assert {tuple(p.n_staves for p in s.parts) for s in page.systems} == {sheet.staves_of_parts}
     assert page.space == pytest.approx(sheet.space, rel=0.03)
     assert all(a.box[1] < b.box[1] for a, b in zip(page.systems, page.systems[1:]))
+
+
+@pytest.mark.parametrize("engraver", sorted(ENGRAVERS))
+def test_systems_of_other_engravers_are_found(songs, engraver):
+    if engraver not in engravers_here():
+        pytest.skip(f"{engraver} is not installed")
+    sheet = random_sheet(songs, 2, kind="two voices", n_systems=3, engraver=engraver)
+    for i, s in enumerate(sheet.systems):  # what the engraver says of its bars fits what it drew
+        bars = [len(bar_sums(tokens)) for tokens in s.tokens]
+        assert len(bars) == len(s.staves) == 2 and bars[0] == bars[1] > 0
+        (x0, y0), (x1, y1) = s.outline.min(0), s.outline.max(0)
+        assert all(x0 - 1 <= x <= x1 + 1 and y0 - 1 <= y <= y1 + 1 for x, y in s.staves.reshape(-1, 2))
+        assert i == 0 or sheet.systems[i - 1].outline[:, 1].max() <= y0
+    worn = wear(sheet, np.random.default_rng(1), "scan")
+    page = find_systems(worn.img)
+    assert len(page.systems) == agree(page, worn) == 3 and page.space == pytest.approx(worn.space, rel=0.03)
+
+
+def test_systems_are_cut_where_there_is_least_ink():
+    img = np.full((100, 50), 255, np.uint8)
+    img[[10, 14, 70, 74], 5:45], img[20:40, 20], img[60:66, 30] = 0, 0, 0  # a low stem above, an accent below
+    staves = np.array([[[5, 10, 45, 14]], [[5, 70, 45, 74]]], float)
+    (upper, *_), (lower, _, n_bars) = cut_systems(PageEngraving(img, staves, [3, 2]))
+    assert (upper == 0).sum() == 100 and (lower == 0).sum() == 86 and n_bars == 2
+    assert ((upper < 255) | (lower < 255)).sum() == (img < 255).sum()
 
 
 def test_the_scan_of_1853_has_six_piano_systems():
