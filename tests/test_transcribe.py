@@ -177,6 +177,15 @@ def test_a_reading_grows_bar_by_bar(transcriber, reading):
     assert len(reading.logp) == len(reading.tokens) and max(reading.logp) <= 0
 
 
+def test_a_beam_tells_its_likeliest_beginnings(transcriber):
+    voice = ROOT / "examples" / "schubert-fruehlingstraum-voice.png"
+    news = transcriber.read(voice, beam=3, second_look=0)
+    seen = [list(n.document.tokens) for n in news if n.kind in ("bar", "line")]
+    n_bars = [tokens.count("measure") for tokens in seen]
+    assert n_bars == sorted(n_bars) and set(n_bars) == set(range(1, max(n_bars) + 1))
+    assert seen[-1] == transcriber.transcribe(voice, beam=3, second_look=0).tokens
+
+
 def test_size_and_light_do_not_matter_much(transcriber, reading):
     "The same scan at half the size, greyed and on a darker ground: the normal form takes it back."
     img = Image.open(SCAN).convert("L")

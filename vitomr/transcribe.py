@@ -24,7 +24,7 @@ import torch
 import vitomr
 from .data.batches import PATCH, pad_pictures
 from .decoder import Reader, WeightsError, load_reader
-from .nn.decoding import Sampler, beam, finish, likeliest, score, stream
+from .nn.decoding import Sampler, beam_steps, finish, likeliest, score, stream
 from .nn.kernels import quantise
 from .notation.engrave import midi_bytes, render_svg, toolkit
 from .notation.grammar import Grammar
@@ -347,6 +347,20 @@ def _steps(model: Reader, lines: list[Transcription], pixels: torch.Tensor, mask
             yield "line", line
 
 # %% ../nbs/05_transcribe.ipynb #d24dabdb
+def _beginnings(lines: list[Transcription], steps: Iterator[tuple[list[int], torch.Tensor]]):
+    "Tell the likeliest beginning of a line whenever it comes to a new bar; returns what the search found."
+    while True:
+        try:
+            numbers, begun = next(steps)
+        except StopIteration as end:
+            return end.value
+        for n, ids in zip(numbers, begun):
+            if ids[-1] == _MEASURE and len(ids) > 1:
+                tokens = decode(ids[:-1].tolist())
+                lines[n].tokens, lines[n].logp = tokens, [0.0] * len(tokens)  # how likely each is, is not known yet
+                yield "bar", lines[n]
+
+
 def _masks(rules: Grammar, rows: np.ndarray, budget: int) -> np.ndarray:  # (R, T) → bool (R, T, V)
     "What might be written at each place, when so many tokens were allowed."
     tracker, found = rules.tracker(len(rows), budget=budget), []
@@ -357,9 +371,11 @@ def _masks(rules: Grammar, rows: np.ndarray, budget: int) -> np.ndarray:  # (R, 
 
 
 def _search(model: Reader, lines: list[Transcription], pixels: torch.Tensor, mask: torch.Tensor, how: Decoding, memory):
-    "The best of a beam, line by line."
+    "The best of a beam: until it is known, the likeliest beginning at each new bar."
     rules = how.rules and how.rules.tracker(len(lines) * how.beam, budget=how.max_tokens)
-    found = beam(model, pixels, mask, width=how.beam, max_tokens=how.max_tokens, rules=rules)
+    found = yield from _beginnings(
+        lines, beam_steps(model, pixels, mask, width=how.beam, max_tokens=how.max_tokens, rules=rules)
+    )
     ids = [[*ids, EOS_ID][: how.max_tokens] for ids, _ in found]  # <eos> where the limit did not cut
     rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(i) for i in ids], batch_first=True, padding_value=PAD_ID)
     legal = how.rules and torch.from_numpy(_masks(how.rules, rows.numpy(), how.max_tokens)).to(pixels.device)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOK_EVERY', 'Writer', 'Decoded', 'Sampler', 'without_control', 'entropy_of', 'Session', 'Rules', 'StillSession',
-           'still_step', 'stream', 'write', 'greedy', 'score', 'beam', 'finish', 'likeliest']
+           'still_step', 'stream', 'write', 'greedy', 'score', 'beam_steps', 'beam', 'finish', 'likeliest']
 
 # %% ../../nbs/nn/decoding.ipynb #6d266d9d
 import math
@@ -394,7 +394,7 @@ class _Best:
 
 # %% ../../nbs/nn/decoding.ipynb #2866a46f
 @torch.no_grad()
-def beam(
+def beam_steps(
     model: Writer,
     img: torch.Tensor,  # uint8 (B, 1, H, W)
     mask: torch.Tensor,  # bool (B, h, w)
@@ -404,8 +404,8 @@ def beam(
     max_tokens: int = 1024,
     rules: Rules | None = None,  # for B·width rows
     cached: bool = True,
-) -> list[tuple[list[int], float]]:  # per picture: ids without <eos>, log-probability
-    "The best reading of each picture that a beam search finds."
+) -> Iterator[tuple[list[int], torch.Tensor]]:  # returns what `beam` does
+    "A beam search; at each step the pictures that are not done, and their likeliest beginnings (B', t)."
     session = Session(
         model, model.encode(img, mask), len(img), copies=width, max_tokens=max_tokens, device=img.device, cached=cached
     )
@@ -430,7 +430,20 @@ def beam(
             rules.keep(chosen.cpu().numpy())
             rules.advance(rows[1][keep].flatten().cpu().numpy())
         total, numbers = total[keep], [numbers[i] for i in going]
+        yield numbers, session.written[::width, 1:]
     return [(list(b.tokens), b.logp) for b in best]
+
+
+def beam(
+    model: Writer, img: torch.Tensor, mask: torch.Tensor, **options
+) -> list[tuple[list[int], float]]:  # per picture: ids without <eos>, log-probability
+    "The best reading of each picture that a beam search finds; its options are those of `beam_steps`."
+    steps = beam_steps(model, img, mask, **options)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 # %% ../../nbs/nn/decoding.ipynb #896da7a2
 def _sort_out(session, best, numbers, ranked, beams, tokens, width, alpha, *, last):
