@@ -1,12 +1,12 @@
-"""Where a training step goes, and how much of this CPU's bf16 matrix peak it reaches.
+"""Where a training step goes, and how much of this CPU's matrix peak it reaches.
 
     python benchmarks/training.py --preset tiny --threads 2
 
-The peak is that of 2048 x 2048 products in bfloat16, measured in the same run before and after. The step's work is
-counted as PyTorch counts it (matrix products and convolutions, forward and backward, and the optimiser's own);
-everything else a step does (norms, softmax, copies, the update) counts as time without work. Real batches of the
-preset's size, engraved and degraded beforehand from 64 excerpts of music21's corpus. With MALLOC_* as in the Makefile
-it is quicker.
+The peak is that of 2048 x 2048 products in the type that is trained in, bfloat16 where the processor has instructions
+for it and float32 elsewhere, measured in the same run before and after. The step's work is counted as PyTorch counts
+it (matrix products and convolutions, forward and backward, and the optimiser's own); everything else a step does
+(norms, softmax, copies, the update) counts as time without work. Real batches of the preset's size, engraved and
+degraded beforehand from 64 excerpts of music21's corpus. With MALLOC_* as in the Makefile it is quicker.
 """
 
 import argparse
@@ -23,12 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitomr.data.batches import Batches
 from vitomr.data.synthesis import Shards, build
 from vitomr.decoder import TRAINING, Reader
-from vitomr.train.loop import Ema, Optimizers
+from vitomr.train.loop import Ema, Optimizers, multiplies_bf16
+
+TYPE = torch.bfloat16 if multiplies_bf16("cpu") else torch.float32
 
 
 def peak(n: int = 2048, repeats: int = 8) -> float:
-    "FLOP/s of large products in bfloat16."
-    a, b = torch.randn(2, n, n, dtype=torch.bfloat16)
+    "FLOP/s of large products."
+    a, b = torch.randn(2, n, n, dtype=TYPE)
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -62,7 +64,7 @@ def timed(clock: Clock, part: str, model: nn.Module, name: str) -> None:
 
 
 def step(model, batch, cfg, optimizers, ema, clock) -> None:
-    with clock("forward"), torch.autocast("cpu", torch.bfloat16):
+    with clock("forward"), torch.autocast("cpu", TYPE, enabled=TYPE == torch.bfloat16):
         loss, _ = cfg.losses(model, batch)
     with clock("backward"):
         loss.backward()
@@ -112,7 +114,8 @@ def report(clock: Clock, work: int, seconds: float, top: float, data: float, bat
     n = len(batches)
     pictures = sum(map(len, batches)) / n
     print(f"{pictures:.0f} excerpts a step, {work / n / 1e9:.0f} GFLOP, {seconds / n:.2f} s")
-    print(f"{work / seconds / 1e9:.0f} GFLOP/s, {100 * work / seconds / top:.0f} % of the peak of {top / 1e9:.0f}")
+    share = f"{100 * work / seconds / top:.0f} % of the peak of {top / 1e9:.0f}"
+    print(f"{work / seconds / 1e9:.0f} GFLOP/s, {share} in {TYPE}")
     print(f"{'part':24} {'ms a step':>9} {'share':>6}")
     took = clock.seconds
     took["of which heads, losses"] = took["forward"] - took["of which encoder"] - took["of which decoder"]
