@@ -8,17 +8,21 @@ import pytest
 import torch
 
 from vitomr import mae
+from vitomr.cli import main
 from vitomr.data.batches import Batches, BatchPlan, collate, pad_pictures, prepare
 from vitomr.decoder import (
     READERS,
     TRAINING,
     Losses,
     Reader,
+    WeightsError,
     dev_error,
     export_run,
+    load_reader,
     mixed_input,
     own_embeddings,
     sampling_at,
+    save_reader,
     train,
     tune,
 )
@@ -245,6 +249,23 @@ def test_patience_ends_the_run_with_the_best_weights(shards, tmp_path):
     assert losses_of(tmp_path / "b") == losses_of(tmp_path / "a")
     for other in (again, over, export_run(tmp_path / "b", tmp_path / "weights")):
         assert all(torch.equal(v, best[k]) for k, v in other.state_dict().items())
+
+
+def test_weights_can_be_the_mean_of_a_run_and_what_it_began_with(shards, tmp_path):
+    torch.manual_seed(5)
+    begun = Reader(SMALL.reader)
+    save_reader(begun, tmp_path / "begun", dtype=torch.float32)
+    after = train(SMALL, shards.folder, tmp_path / "run", init=tmp_path / "begun").state_dict()
+    for name, given in {"mean": ["--mean-with", str(tmp_path / "begun")], "plain": []}.items():
+        assert main(["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / name), *given]) == 0
+    mean, plain = (load_reader(tmp_path / name).state_dict() for name in ("mean", "plain"))
+    for k, v in begun.state_dict().items():
+        torch.testing.assert_close(mean[k], (v + after[k]) / 2, rtol=0.01, atol=1e-3)  # kept in bfloat16
+        torch.testing.assert_close(plain[k], after[k], rtol=0.01, atol=1e-3)
+    assert any(not torch.equal(mean[k], plain[k]) for k in mean)
+    save_reader(Reader(replace(SMALL.reader, d_decoder=64)), tmp_path / "other")
+    with pytest.raises(WeightsError, match="another shape"):
+        export_run(tmp_path / "run", tmp_path / "x", tmp_path / "other")
 
 
 def test_patience_without_the_figure_it_watches_is_named(shards, tmp_path):

@@ -102,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
     x = commands.add_parser("export", help="the averaged weights of a run, finished or not")
     x.add_argument("--run", dest="run_dir", type=Path, required=True, help="a run folder")
     x.add_argument("--out", type=Path, required=True, help="a weights folder")
+    x.add_argument("--mean-with", type=Path, metavar="FOLDER", help="decoder: weights to take the mean with, as --init")
     x.set_defaults(run=export)
 
     e = commands.add_parser("evaluate", parents=[reading], help="how well a reader reads: the field's figures with their intervals")
@@ -389,12 +390,14 @@ def _training(presets: dict, args):
 
 
 def export(args) -> None:
-    from vitomr.mae import export_run, is_mae_run
+    from vitomr import decoder, mae
 
-    if not is_mae_run(args.run_dir):
-        from vitomr.decoder import export_run
-
-    model = export_run(args.run_dir, args.out)
+    if not mae.is_mae_run(args.run_dir):
+        model = decoder.export_run(args.run_dir, args.out, args.mean_with)
+    elif args.mean_with:
+        raise ValueError(f"{args.run_dir} is a run of an MAE; --mean-with is for readers")
+    else:
+        model = mae.export_run(args.run_dir, args.out)
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
 
 

@@ -452,11 +452,18 @@ def train(
 def export_run(
     run_dir: str | Path,  # a run folder with a checkpoint
     folder: str | Path,  # for the weights
+    other: str | Path | None = None,  # weights to take the mean with: those that the run began with
 ) -> Reader:
     "Write the averaged weights of a run (its best, with patience) and a thinned history. Raises `CheckpointError`."
     state = load_checkpoint(Path(run_dir) / "checkpoint.pt")
     model = Reader(ReaderConfig.from_dict(state["config"]["reader"]))
-    model.load_state_dict((state.get("patience") or {}).get("weights") or state["ema"])
+    weights = (state.get("patience") or {}).get("weights") or state["ema"]
+    if other:
+        begun = load_reader(other)
+        if begun.cfg != model.cfg:
+            raise WeightsError(f"the weights in {other} have another shape than the run's; no mean can be taken")
+        weights = {k: (v + begun.state_dict()[k]) / 2 for k, v in weights.items()}
+    model.load_state_dict(weights)
     save_reader(model, folder)
     history = read_history(run_dir)
     kept = history[:: max(1, len(history) // 200)] + history[-1:]
