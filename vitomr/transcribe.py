@@ -427,7 +427,7 @@ def look_again(
         if found is None:
             continue
         ids, logp = [*encode(line.tokens[:start]), *found[0]], [*line.logp[:start], *found[1]]
-        if ids[-1] != EOS_ID and len(ids) < how.max_tokens:
+        if ids[-1] != EOS_ID:
             rest, more = finish(model, memory, ids, max_tokens=how.max_tokens, device=device)
             line.truncated, ids, logp = len(more) == len(rest), ids + rest, logp + more
         ids = [i for i in ids if i != EOS_ID]

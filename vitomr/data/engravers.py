@@ -101,6 +101,14 @@ def n_staves_of(score: ET.Element) -> int:
     return sum(max((int(e.text) for e in part.iter("staves")), default=1) for part in score.iterfind("part"))
 
 
+def _only_page(folder: Path, program: Path) -> str:
+    "The SVG that a program wrote, when it is one."
+    pages = sorted(folder.glob("out*.svg"))
+    if len(pages) != 1:
+        raise ScoreError(f"{program.name} wrote {len(pages)} pages; one was expected")
+    return pages[0].read_text(encoding="utf-8")
+
+
 def _check_drawn(svg: str, expected: dict[str, int], program: str) -> None:
     drawn = Counter(re.findall(r'class="(\w+)"', svg))
     names = {"Hook": "flag", "BarLine": "bar line"}
@@ -157,10 +165,7 @@ def _musescore_svg(score: ET.Element, rng: np.random.Generator, width: float = 1
             own = own.replace("<Chord>", "<Chord><BeamMode>no</BeamMode>")
         (folder / "in.mscx").write_text(own, encoding="utf-8")
         _run([program, "-o", "out.svg", "in.mscx"], folder)
-        pages = sorted(folder.glob("out*.svg"))
-        if len(pages) != 1:
-            raise ScoreError(f"{program.name} wrote {len(pages)} pages; one was expected")
-        svg = pages[0].read_text(encoding="utf-8")
+        svg = _only_page(folder, program)
     _check_drawn(svg, written(score), program.name)
     return svg.replace("\n ", " ", 1)
 
@@ -225,10 +230,7 @@ def _lilypond_svg(score: ET.Element, rng: np.random.Generator, paper: str = _ONE
             said = re.sub(first, r"\1\\once \\omit Staff.TimeSignature \2", said)
         (folder / "in.ly").write_text(said.replace("\\score {", layout + "\\score {", 1), encoding="utf-8")
         _run([programs[0], "-s", "-dbackend=svg", "-o", "out", "in.ly"], folder)
-        pages = sorted(folder.glob("out*.svg"))
-        if len(pages) != 1:
-            raise ScoreError(f"{programs[0].name} wrote {len(pages)} pages; one was expected")
-        svg = pages[0].read_text(encoding="utf-8")
+        svg = _only_page(folder, programs[0])
     bars = {"BarLine": n_staves_of(score) * len(score.findall("part[1]/measure"))}
     _check_drawn(svg, {**written(score), **bars}, programs[0].name)
     return svg
