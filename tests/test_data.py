@@ -1,6 +1,7 @@
 """Corpora, synthesis and batches: splits that keep songs apart, builds that repeat, positions that follow."""
 
 import copy
+import re
 import xml.etree.ElementTree as ET
 import zipfile
 from collections import Counter
@@ -23,7 +24,16 @@ from vitomr.data.batches import (
 )
 from vitomr.data.corpora import SPLITS, open_corpus, split_of
 from vitomr.data.synthesis import AS_WRITTEN, SHARD_SIZE, Mix, Shards, build, random_layout, song_samples
-from vitomr.data.vary import add_marks, add_neighbour, ledger_lines, mixed_bars, piano_reduction, rarity, transpose
+from vitomr.data.vary import (
+    add_marks,
+    add_neighbour,
+    add_tuplets,
+    ledger_lines,
+    mixed_bars,
+    piano_reduction,
+    rarity,
+    transpose,
+)
 from vitomr.notation.engrave import engrave
 from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID, TOKEN_ID, VOCABULARY, analyse, decode, linearise, to_musicxml
 from vitomr.notation.score import (
@@ -287,6 +297,38 @@ def test_marks_are_drawn_and_said(excerpts):
             a = analyse(linearise(marked).tokens)
             assert a.fatal is None and a.n_minor == analyse(linearise(part).tokens).n_minor
             assert not np.array_equal(engrave(marked).img, engrave(part).img)
+
+
+def test_beats_made_over_into_tuplets_last_as_long_and_stay_right(excerpts):
+    written = Counter()
+    for k, part in enumerate(excerpts):
+        before, plain = analyse(linearise(part).tokens), linearise(part).tokens
+        for seed in range(3):
+            made = copy.deepcopy(part)
+            n = add_tuplets(made, header_states(part)[0], np.random.default_rng([k, seed]))
+            tokens = linearise(made).tokens
+            after = analyse(tokens)
+            assert [e.kind for e in after.minor] == [e.kind for e in before.minor], (k, seed)
+            assert [b.adds_up for b in after.bars] == [b.adds_up for b in before.bars]
+            assert tokens.count("tuplet:start") - plain.count("tuplet:start") == n
+            assert n or tokens == plain
+            written += Counter(t for t in tokens if re.fullmatch("[0-9]+in[0-9]+", t)) - Counter(plain)
+            assert engrave(made).img.shape[0] > 0
+    assert len(written) >= 4 and written["3in2"], written
+
+
+def test_no_beat_is_made_over_where_something_hangs_on_it():
+    note = "<note><pitch><step>{}</step><octave>4</octave></pitch><duration>1</duration>{}<type>quarter</type></note>"
+    tie, tied = '<tie type="{}"/>', '<notations><tied type="{}"/></notations>'
+    notes = [note.format("A", tie.format("start")), note.format("A", tie.format("stop")), note.format("B", "")]
+    ends = tied.format("start"), tied.format("stop"), ""
+    notes = [n.replace("</type>", f"</type>{t}") for n, t in zip(notes, ends, strict=True)]
+    head = "<attributes><divisions>1</divisions><time><beats>3</beats><beat-type>4</beat-type></time></attributes>"
+    for seed in range(20):
+        part = ET.fromstring(f"<part id='P1'><measure number='1'>{head}{''.join(notes)}</measure></part>")
+        add_tuplets(part, header_states(part)[0], np.random.default_rng(seed))
+        kept = [n for n in part.iter("note") if n.find("tie") is not None]
+        assert len(kept) == 2 and all(n.find("time-modification") is None for n in kept)
 
 
 def test_a_chorale_for_two_hands_sounds_as_before():

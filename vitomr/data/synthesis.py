@@ -22,6 +22,7 @@ from .engravers import EngraverError, check_engraver, engrave_with
 from vitomr.data.vary import (
     add_marks,
     add_neighbour,
+    add_tuplets,
     in_random_key,
     mixed_bars,
     piano_reduction,
@@ -139,6 +140,7 @@ class Mix:
     rare: float = 0.2  # starting where rare symbols are
     mixed: float = 0.1  # of bars from several places
     marked: float = 0.1  # with marks written in
+    tuplets: float = 0.1  # with beats made over into tuplets
     timed: float = 0.1  # with the time signature shown, wherever they start
     named: float = 0.1  # with the name of the instrument
     reduced: float = 0.75  # of piano excerpts of scores of three or more voices and no piano: played by two hands
@@ -150,7 +152,7 @@ class Mix:
             raise ScoreError(f"shares must lie from 0 to 1; got {', '.join(f'{k} {v}' for k, v in wrong.items())}")
 
 
-AS_WRITTEN = Mix(transposed=0, rare=0, mixed=0, marked=0, timed=0, named=0, reduced=0, neighbour=0)
+AS_WRITTEN = Mix(transposed=0, rare=0, mixed=0, marked=0, tuplets=0, timed=0, named=0, reduced=0, neighbour=0)
 MIXES = {"broad": Mix(), "as-written": AS_WRITTEN}
 
 # %% ../../nbs/data/synthesis.ipynb #eda79e17
@@ -203,6 +205,8 @@ def _excerpt(song: _Material, rng: np.random.Generator, mix: Mix) -> tuple[ET.El
 
 def _varied(excerpt: ET.Element, state: dict, rng: np.random.Generator, mix: Mix) -> ET.Element:
     "The excerpt with some of what `data.vary` can do to it."
+    if mix.tuplets and rng.random() < mix.tuplets:
+        add_tuplets(excerpt, state, rng)
     if rng.random() < mix.timed:
         show_time(excerpt, state)
     if rng.random() < mix.marked:
@@ -428,7 +432,10 @@ def _check_same_build(out: Path, job: BuildJob) -> None:
     now = json.loads(json.dumps(asdict(job)))
     if not record.exists():
         record.write_text(json.dumps(now, indent=1))
-    elif {"engraver": "verovio"} | json.loads(record.read_text()) != now:
+        return
+    before = {"engraver": "verovio"} | json.loads(record.read_text())
+    before["mix"] = {"tuplets": 0} | before["mix"]  # of builds from before there were any
+    if before != now:
         raise ScoreError(
             f"{out} holds another build ({record.read_text()[:200]!r}); choose another folder or delete it"
         )
