@@ -46,6 +46,7 @@ from vitomr.grpo import (
     read_pictures,
     shares,
     surrogate,
+    tabulate,
     token_weights,
     tracker,
     train,
@@ -53,7 +54,7 @@ from vitomr.grpo import (
     with_settings,
 )
 from vitomr.notation.grammar import Grammar
-from vitomr.notation.lmx import EOS_ID
+from vitomr.notation.lmx import EOS_ID, VOCABULARY
 from vitomr.rewards import Breakdown
 from vitomr.train import policy as policy_module
 from vitomr.train.loop import CheckpointError, read_history
@@ -322,6 +323,9 @@ def test_settings_by_name():
         ({"use_kl": 1}, "use_kl"),
         ({"loss_type": "ppo"}, "unknown loss_type 'ppo'; choose from grpo, dr_grpo, dapo, kimi_loss"),
         ({"temperature": 0.0}, "above 0"),
+        ({"credit": "token"}, "unknown credit 'token'; choose from reading, bar"),
+        ({"credit": "bar", "loss_type": "kimi_loss"}, "choose credit 'reading'"),
+        ({"credit": "bar", "advantage_scale": "batch"}, "choose credit 'reading'"),
     ):
         with pytest.raises(ValueError, match=words):
             with_settings(GRPOConfig(), given)
@@ -435,7 +439,7 @@ def pictures(shards):
 def reader_team(model, pictures, grammar=False, **given):
     policy = ReaderPolicy(model, grammar=Grammar() if grammar else None, bf16=given.pop("bf16", False))
     given = {"max_actions": 24, "per_device_batch_size": 8, **given}
-    return team(policy, MusicReward(), pictures, **given)
+    return team(policy, MusicReward(credit=given.get("credit", "reading")), pictures, **given)
 
 
 @pytest.fixture
@@ -480,6 +484,7 @@ CUTS = [
     {"loss_type": "dapo", "entropy_bonus": 0.2},
     {"loss_type": "kimi_loss"},
     {"use_kl": True, "kl_approximator": "full", "inner_epochs": 2},
+    {"loss_type": "dapo", "credit": "bar", "max_actions": 48},
 ]
 
 
@@ -980,6 +985,30 @@ def test_rewards_of_readings_ignore_the_end_token(shards):
     assert got[0].total == got[1].total > got[2].total and got[0].raw["TEDn"] == 1
     about = describe_reading(Picture(np.zeros((1, 1), np.uint8), ids, "a song"), [*ids, EOS_ID])
     assert about["truth"] == about["reading"] and about["name"] == "a song"
+
+
+def test_a_token_is_credited_with_what_its_bar_earned(shards):
+    ids = next(shards[i].ids.astype(int).tolist() for i in range(len(shards)) if shards[i].n_measures >= 3)
+    starts = [i for i, t in enumerate(ids) if VOCABULARY[t] == "measure"] + [len(ids)]
+    second = slice(starts[1], starts[2])
+    lost = ids[: starts[1]] + [ids[starts[1]]] + ids[starts[2] :]  # the second bar is empty
+    early = ids[: starts[2]]  # ends before the third
+    readings = [[*ids, EOS_ID], [*lost, EOS_ID], [*early, EOS_ID]]
+    (marks,) = MusicReward("vitomr", "bar")([Picture(np.zeros((16, 16), np.uint8), ids)], [readings])
+    n = len(starts) - 1
+    assert all(len(m.pieces) == n and len(m.owner) == len(r) for m, r in zip(marks, readings, strict=True))
+    assert marks[1].pieces[1] < marks[0].pieces[1] == marks[2].pieces[1] and marks[2].pieces[2] == 0
+    rows = {(0, i): (0, i, m.raw, m.weights, len(r), False, m.pieces) for i, (m, r) in enumerate(zip(marks, readings))}
+    cfg = replace(GRPOConfig(), num_generations=3, credit="bar", advantage_scale="none")
+    table = tabulate(rows, cfg, 1, 0)
+    worth = np.array([m.pieces for m in marks])
+    np.testing.assert_allclose(table.piece_adv[0], worth - worth.mean(0), atol=1e-12)
+    right = table.of_tokens(0, 0, marks[0].owner, len(readings[0]))
+    assert (right[: starts[1]] == 0).all() and (right[second] > 0).all(), "all read the first bar, one lost the second"
+    assert right[-1] == table.adv[0, 0], "after the last bar the reading as a whole counts"
+    assert table.of_tokens(0, 2, marks[2].owner, 400)[len(early)] < 0, "who ends too early answers for the bar left out"
+    with pytest.raises(ValueError, match="tells what each bar earns"):
+        tabulate({k: (*r[:6], ()) for k, r in rows.items()}, cfg, 1, 0)
 
 
 def test_a_missing_tracker_is_one_line(monkeypatch):

@@ -371,7 +371,7 @@ class TrainConfig:
     reader: ReaderConfig = READERS["tiny"]
     loop: LoopConfig = LoopConfig(steps=2500, lr=1.5e-3, optimizer="muon", warmup=100, ema=0.995)
     plan: BatchPlan = BatchPlan(
-        budget=7000, lengths=((0, 60), (300, 60), (1200, 500), (1600, 768)), often=(("[0-9]+in[0-9]+", 3), ("6in4", 6))
+        budget=7000, lengths=((0, 60), (300, 60), (1200, 500), (1600, 768)), often=(("[569]in[48]", 2),)
     )
     losses: Losses = Losses()
     degradation: str = "mix"  # a preset of data.degrade, or mix: shares of all of them

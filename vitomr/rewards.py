@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'TERMS', 'PRESETS', 'BLIND_SPOTS', 'ATTACKS', 'note_spans', 'measures', 'corrupt', 'ted', 'tedn_score',
            'wf', 'f1', 'rep', 'length', 'note', 'bars', 'mcr', 'Preset', 'Breakdown', 'reward_group', 'reward',
-           'tokens_of_parts', 'reward_of_score', 'is_attack', 'honest', 'Judgement', 'read_judgements', 'agreement',
-           'crowd_agreement', 'agreement_interval', 'read_scores', 'tokens_of', 'read_costs']
+           'reward_of_bars', 'bar_of_tokens', 'tokens_of_parts', 'reward_of_score', 'is_attack', 'honest', 'Judgement',
+           'read_judgements', 'agreement', 'crowd_agreement', 'agreement_interval', 'read_scores', 'tokens_of',
+           'read_costs']
 
 # %% ../nbs/02_rewards.ipynb #7d2baf7e
 import copy
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from lmx.linearization import vocabulary as V
 
-from .notation.lmx import VOCABULARY, analyse, linearise
+from .notation.lmx import EOS, VOCABULARY, analyse, linearise
 from .notation.metrics import bars_that_add_up, mcr_counts, note_f1, pair_parts, token_distance, token_f1
 from .notation.score import ScoreError, parts, root_of
 from .notation.tedn import Tedn, tedn, tedn_group
@@ -302,6 +303,8 @@ class Breakdown:
 
     raw: dict[str, float]  # value of each term
     weights: dict[str, float]  # penalties negative
+    pieces: tuple[float, ...] = ()  # what each bar earned, where that was asked for
+    owner: tuple[int, ...] = ()  # of each token, its bar; -1 for none
 
     @property
     def weighted(self) -> dict[str, float]:
@@ -367,6 +370,30 @@ def reward(
 ) -> Breakdown:
     "The reward of one prediction. Raises ValueError for an unknown preset or term."
     return reward_group([pred], true, preset, terms=terms)[0]
+
+# %% ../nbs/02_rewards.ipynb #f039c145
+def reward_of_bars(
+    preds: Sequence[Sequence],  # G sequences of tokens or ids
+    true: Sequence,
+    preset: str | Preset = "vitomr",
+) -> np.ndarray:  # (G, bars of the truth)
+    "What each bar of each prediction earns."
+    wanted = measures(_strings(true))
+    given = [measures(_strings(p)) for p in preds]
+    worth = np.zeros((len(preds), len(wanted)))
+    for k, bar in enumerate(wanted):
+        there = [g for g, found in enumerate(given) if k < len(found)]
+        marks = reward_group([given[g][k] for g in there], bar, preset) if there else []
+        worth[there, k] = [b.total for b in marks]
+    return worth
+
+
+def bar_of_tokens(
+    tokens: Sequence,  # tokens or ids
+) -> np.ndarray:  # int (T,), -1 before the first bar
+    "Which bar each token is in; an end token belongs to the bar that it leaves out."
+    words = _strings(tokens)
+    return np.cumsum([t == "measure" for t in words], dtype=int) - 1 + np.array([t == EOS for t in words], int)
 
 # %% ../nbs/02_rewards.ipynb #dcb6e0d6
 def tokens_of_parts(
