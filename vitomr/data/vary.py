@@ -264,7 +264,7 @@ _CELLS = {  # what three units, or two, may be instead; a rest is below nought
     2: ((1.5, 0.5), (-1, 1)),
 }
 
-
+# %% ../../nbs/data/vary.ipynb #30818178
 @dataclass
 class _Tuplets:
     "The tuplets of one excerpt."
@@ -328,7 +328,7 @@ def _runs(measure: ET.Element) -> list[list[tuple[int, list[ET.Element]]]]:
         at += int(e.findtext("duration", "0")) * (-1 if e.tag == "backup" else 1)
     return [run for run in runs if run]
 
-
+# %% ../../nbs/data/vary.ipynb #1b31dd23
 def _is_plain(notes: list[ET.Element]) -> bool:
     "May a chord become part of a tuplet?"
     hindrances = ("time-modification", "tie", "cue", "rest[@measure]", "notations/tied")
@@ -337,7 +337,7 @@ def _is_plain(notes: list[ET.Element]) -> bool:
     said += [e for n in notes[1:] for e in n.iterfind("notations")]
     return not said and all(n.get("print-object") != "no" for n in notes)
 
-
+# %% ../../nbs/data/vary.ipynb #861c0f51
 def _stretches(run: list[tuple[int, list[ET.Element]]], beat: int) -> Iterator[tuple[int, int]]:
     "From where to where a run can be made over: whole beats; no beam crosses the edge, no slur ends within."
     beams = [{"begin": 1, "end": -1}.get(notes[0].findtext("beam[@number='1']", ""), 0) for _, notes in run]
@@ -408,7 +408,7 @@ def _note(model: ET.Element, style: _Tuplets, value: float, duration: int, stem:
         ET.SubElement(note, "staff").text = model.findtext("staff")
     return note
 
-
+# %% ../../nbs/data/vary.ipynb #729b873f
 def _chord(note: ET.Element, heights: list[int], alters: dict[int, int], signs: dict[int, str]) -> list[ET.Element]:
     "The note at each height; a sign is used up by the first note that has it."
     notes = []
@@ -425,7 +425,7 @@ def _chord(note: ET.Element, heights: list[int], alters: dict[int, int], signs: 
         notes.append(e)
     return notes
 
-
+# %% ../../nbs/data/vary.ipynb #b0c53b27
 def _beam(notes: list[ET.Element], cuts: set[int]) -> None:
     "Beams over one beat, level by level; the inner ones end where a cut is."
     flags = [0 if n.find("rest") is not None else max(_TYPES.index(n.findtext("type")) - 2, 0) for n in notes]
@@ -480,7 +480,7 @@ def _sounding(old: list[list[ET.Element]], span: int, k: int) -> list[ET.Element
         at += length
     return [n for notes in found if notes[0].find("rest") is None for n in notes] or found[0]
 
-
+# %% ../../nbs/data/vary.ipynb #b2f966e3
 def _groups(
     old: list[list[ET.Element]],  # the chords of a stretch
     style: _Tuplets,
@@ -549,7 +549,7 @@ def _scale_time(part: ET.Element, by: int) -> None:
     for e in (e for tag in ("divisions", "duration", "offset") for e in part.iter(tag)):
         e.text = str(int(e.text) * by)
 
-
+# %% ../../nbs/data/vary.ipynb #419fcfe0
 def add_tuplets(
     part: ET.Element,  # an excerpt, changed in place
     state: dict,  # `header_states` of its first bar
@@ -586,6 +586,8 @@ def add_tuplets(
                 for note in (n for notes in old for n in notes):
                     measure.remove(note)
                 measure[at:at] = [n for group in groups for notes in group for n in notes]
+    for i, note in enumerate(part.iter("note")):
+        note.set("id", f"n{i}")  # as `cut_excerpt` does
     return n_groups
 
 # %% ../../nbs/data/vary.ipynb #1a806d48
