@@ -10,6 +10,14 @@ encoder starts (fresh weights, or an MAE's) and in which helper losses there are
     symbols, mae+symbols              and the symbols of each patch
     symbols+gaze, mae+symbols+gaze    and guided attention: the recipe of the packaged weights
 
+and for the rest of the recipe, one thing changed at a time, from fresh weights with both helper losses:
+
+    symbols+gaze                      as it is
+    curriculum                        excerpts of a third of the length first, all of them from the half on
+    smoothing, scheduled              label smoothing of .1; scheduled sampling over the whole run
+    half lr, double lr, half batch, double batch
+    encoder 7+3, decoder 3+6          layers of encoder and decoder, where the recipe has 5 and 4
+
 At even intervals the averaged weights read the same dev excerpts, greedily and freely; a reading ends at half as many
 tokens again as the longest truth may have. Every point goes into the JSON file that nbs/00_mae.ipynb draws. Arms run
 one after the other, all of the first seed before the second. It may be stopped at any time: called again with the same
@@ -20,6 +28,7 @@ what was measured and trains nothing.
 import argparse
 import json
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +43,40 @@ from vitomr.notation.metrics import token_distance
 from vitomr.train.loop import LoopConfig, fit, read_history
 
 ROOT = Path(__file__).resolve().parents[1]
-ARMS = {  # name: starts from the MAE, weights of the helper losses
-    "scratch": (False, Losses(0.0, 0.0)),
-    "mae": (True, Losses(0.0, 0.0)),
-    "symbols": (False, Losses(1.0, 0.0)),
-    "mae+symbols": (True, Losses(1.0, 0.0)),
-    "symbols+gaze": (False, Losses()),
-    "mae+symbols+gaze": (True, Losses()),
+
+
+@dataclass(frozen=True)
+class Arm:
+    "What differs between two runs."
+
+    losses: Losses = Losses()
+    is_pretrained: bool = False  # starts from the MAE
+    is_curriculum: bool = False
+    is_scheduled: bool = False
+    lr: float = 1.0  # times --lr
+    budget: float = 1.0  # times --budget
+    layers: tuple[int, int] | None = None  # of encoder and decoder
+
+
+ARMS = {
+    "scratch": Arm(Losses(0.0, 0.0)),
+    "mae": Arm(Losses(0.0, 0.0), is_pretrained=True),
+    "symbols": Arm(Losses(1.0, 0.0)),
+    "mae+symbols": Arm(Losses(1.0, 0.0), is_pretrained=True),
+    "symbols+gaze": Arm(),
+    "mae+symbols+gaze": Arm(is_pretrained=True),
+}
+RECIPE = {
+    "symbols+gaze": Arm(),
+    "curriculum": Arm(is_curriculum=True),
+    "smoothing": Arm(Losses(smoothing=0.1)),
+    "scheduled": Arm(is_scheduled=True),
+    "half lr": Arm(lr=0.5),
+    "double lr": Arm(lr=2.0),
+    "half batch": Arm(budget=0.5),
+    "double batch": Arm(budget=2.0),
+    "encoder 7+3": Arm(layers=(7, 3)),
+    "decoder 3+6": Arm(layers=(3, 6)),
 }
 
 
@@ -79,19 +115,25 @@ def symbol_error_rate(model: Reader, batches, most: int) -> float:
 
 def run(arm: str, seed: int, args, train: Shards, dev: Shards) -> None:
     "Train one arm, or go on with it."
-    is_pretrained, losses = ARMS[arm]
-    cfg = READERS[args.preset]
-    plan = BatchPlan(budget=args.budget, lengths=((0, args.tokens),), seed=seed)
+    a, cfg = (ARMS | RECIPE)[arm], READERS[args.preset]
+    if a.layers:
+        cfg = replace(cfg, encoder_layers=a.layers[0], decoder_layers=a.layers[1])
+    plan = BatchPlan(budget=int(a.budget * args.budget), lengths=((0, args.tokens),), seed=seed)
     batches = Batches(train, plan, mix=PICTURE_MIX, space=cfg.staff_space)
     batches.steps = n_steps(batches, args.samples)
+    if a.is_curriculum:
+        broken = (0, args.tokens // 3), (batches.steps // 2, args.tokens)
+        batches = Batches(train, replace(plan, lengths=broken), mix=PICTURE_MIX, space=cfg.staff_space)
+        batches.steps = n_steps(batches, args.samples)
+    losses = replace(a.losses, scheduled=batches.steps if a.is_scheduled else 0)
     every = max(1, batches.steps // (args.points * args.log_every)) * args.log_every
     loop = LoopConfig(
-        steps=batches.steps, lr=args.lr, optimizer="muon", warmup=min(100, batches.steps // 10), ema=0.99,
+        steps=batches.steps, lr=a.lr * args.lr, optimizer="muon", warmup=min(100, batches.steps // 10), ema=0.99,
         seed=seed, log_every=args.log_every, checkpoint_minutes=3, bf16=not args.fp32,
     )  # fmt: skip
     torch.manual_seed(seed)
     model = Reader(cfg)
-    if is_pretrained:
+    if a.is_pretrained:
         load_encoder(model.encoder, args.mae)
     held = dev_set(dev, args, cfg.staff_space)
     about = {"arm": arm, "seed": seed, "losses": vars(losses), "tokens": args.tokens, "samples": args.samples}
@@ -145,7 +187,7 @@ def show(path: Path) -> None:
         return
     stored = json.loads(path.read_text())
     print(json.dumps(stored["settings"]))
-    for arm in ARMS:
+    for arm in ARMS | RECIPE:
         last = {p["seed"]: p for p in stored["points"] if p["arm"] == arm}  # points come in order
         print(f"{arm:18}", "  ".join(f"{100 * p['ser']:5.1f} % at {p['samples']:,}" for p in last.values()) or "-")
 
@@ -155,7 +197,7 @@ def main() -> int:
     p.add_argument("--data", type=Path, help="a folder of shards to train on")
     p.add_argument("--dev", type=Path, help="a folder of shards of songs held back")
     p.add_argument("--mae", type=Path, help="run or weights folder of the MAE")
-    p.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    p.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS | RECIPE))
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     p.add_argument("--samples", type=int, default=30_000, help="labelled samples an arm sees")
     p.add_argument("--tokens", type=int, default=120, help="longest excerpt")
@@ -173,7 +215,7 @@ def main() -> int:
     if not args.data:
         show(args.out)
         return 0
-    if not args.dev or (not args.mae and any(ARMS[a][0] for a in args.arms)):
+    if not args.dev or (not args.mae and any((ARMS | RECIPE)[a].is_pretrained for a in args.arms)):
         p.error("--data needs --dev, and --mae for the arms that start from one")
     args.mae = args.mae or Path()
     try:

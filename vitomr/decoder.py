@@ -253,6 +253,7 @@ class Losses:
 
     symbols: float = 1.0
     gaze: float = 0.3
+    smoothing: float = 0.0  # share of a token's mass that all others get (Szegedy 2016)
     scheduled: int = 0  # steps over which gold tokens give way to the reader's own; 0: gold throughout
 
     @staticmethod
@@ -276,7 +277,8 @@ class Losses:
         if self.scheduled:
             tokens = mixed_input(model, memory, tokens, **sampling_at(step, self.scheduled))
         logits, maps = model.decode_guided(tokens, memory)
-        ce = F.cross_entropy(logits.float().flatten(0, 1), batch.tokens[:, 1:].flatten(), ignore_index=PAD_ID)
+        truth, how = batch.tokens[:, 1:].flatten(), {"ignore_index": PAD_ID, "label_smoothing": self.smoothing}
+        ce = F.cross_entropy(logits.float().flatten(0, 1), truth, **how)
         symbols = symbol_loss(model.symbol_head(features), batch.symbols, memory.mask)
         parts = {"ce": ce, "symbols": symbols, "gaze": gaze_loss(maps, batch.patch)}
         parts = {k: v * share[k] for k, v in parts.items()}
