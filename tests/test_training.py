@@ -20,9 +20,7 @@ from vitomr.decoder import (
     export_run,
     load_reader,
     mixed_input,
-    optimal_next,
     own_embeddings,
-    own_readings,
     sampling_at,
     save_reader,
     train,
@@ -30,7 +28,7 @@ from vitomr.decoder import (
 )
 from vitomr.nn.decoding import greedy, without_control
 from vitomr.nn.kernels import Int8Linear, quantise
-from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID, decode
+from vitomr.notation.lmx import decode
 from vitomr.notation.metrics import token_distance
 from vitomr.train.loop import (
     CheckpointError,
@@ -152,41 +150,6 @@ def test_probability_1_is_teacher_forcing(batch):
     model = Reader(READERS["smoke"])
     losses = [Losses(scheduled=n)(model, batch, step=0)[0] for n in (0, 100)]
     assert torch.equal(*losses)
-
-
-def test_optimal_next_tokens_are_those_that_cost_no_more_edits():
-    rng = np.random.default_rng(0)
-    for _ in range(60):
-        true = rng.integers(3, 6, rng.integers(1, 9)).tolist()
-        read = rng.integers(3, 6, rng.integers(0, 9)).tolist()
-        found = optimal_next(read, true)
-        assert len(found) == len(read) + 1
-        for i, good in enumerate(found):
-            edits = [token_distance(read[:i], true[:j]) for j in range(len(true) + 1)]
-            nearest = {[*true, EOS_ID][j] for j, n in enumerate(edits) if n == min(edits)}
-            assert set(good.tolist()) <= nearest and len(good)
-            # and one of them, followed by the rest of the truth, ends no further from it than the prefix is
-            rest = min(token_distance([*read[:i], *true[j:]], true) for j in range(len(true) + 1))
-            assert rest == min(edits)
-    assert [g.tolist() for g in optimal_next(true, true)] == [[t] for t in [*true, EOS_ID]]
-
-
-def test_a_reader_learns_from_what_it_wrote_itself(batch):
-    torch.manual_seed(0)
-    model = Reader(READERS["smoke"])
-    with torch.no_grad():
-        memory = model.encode(batch.img, batch.mask)
-    tokens, targets, weights = own_readings(model, memory, batch, temperature=1.0)
-    assert (tokens[:, 0] == BOS_ID).all() and weights.min() > 0
-    for b in range(len(tokens)):
-        n = int((tokens[b] != PAD_ID).sum())
-        assert sorted({int(t) for r, t, _ in targets.tolist() if r == b}) == list(range(n)), "every place has a target"
-        assert float(weights[targets[:, 0] == b].sum()) == pytest.approx(n)
-    loss, parts = Losses(own=1.0)(model, batch)
-    loss.backward()
-    assert parts["own"] > 1 and model.head.weight.grad.abs().sum() > 0
-    alone = Losses()(model, batch)[0]
-    assert (loss - alone).item() == pytest.approx(float(parts["own"]), rel=0.05)
 
 
 def test_probability_0_hard_and_without_noise_feeds_the_most_likely(batch):
@@ -321,7 +284,7 @@ def test_everything_at_once_resumes_to_identical_losses(shards, tmp_path):
         SMALL,
         reader=replace(SMALL.reader, encoder_layers=2),
         loop=loop,
-        losses=Losses(scheduled=6, own=0.5),
+        losses=Losses(scheduled=6),
         tuned=1,
         degradation="mix",
     )

@@ -93,7 +93,6 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--layer-decay", type=float, help="decoder: learning rate of an encoder layer, share of the next one's")
     r.add_argument("--accumulate", type=int, help="decoder: batches of one update")
     r.add_argument("--scheduled", action="store_true", help="decoder: feed the reader its own tokens, more and more")
-    r.add_argument("--own-readings", action="store_true", help="decoder: also learn from whole readings of its own")
     r.add_argument("--dev", type=Path, help="decoder: a folder of shards to read now and then")
     r.add_argument("--patience", type=int, help="decoder: looks at --dev without a better one until the run ends")
     r.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of grpo, several times")
@@ -342,7 +341,6 @@ def train_decoder(args, on_log) -> None:
     given = {k: getattr(args, k) for k in ("accumulate", "layer_decay", "patience")}
     loop = replace(cfg.loop, **{k: v for k, v in given.items() if v is not None})
     losses = replace(cfg.losses, scheduled=loop.steps) if args.scheduled else cfg.losses
-    losses = replace(losses, own=1.0) if args.own_readings else losses
     cfg = replace(cfg, loop=loop, losses=losses, tuned=args.tuned)
     sources = {"init": args.init, "encoder": args.encoder, "dev": args.dev}
     fit_reader(cfg, args.data[0], args.out, **sources, on_log=on_log)

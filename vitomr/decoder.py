@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['READERS', 'TRAINING', 'ReaderConfig', 'DecoderBlock', 'Memory', 'Reader', 'symbol_loss', 'gaze_loss', 'sampling_at',
-           'own_embeddings', 'mixed_input', 'optimal_next', 'own_readings', 'own_loss', 'Losses', 'save_reader',
-           'WeightsError', 'load_reader', 'tune', 'dev_error', 'TrainConfig', 'train', 'export_run']
+           'own_embeddings', 'mixed_input', 'Losses', 'save_reader', 'WeightsError', 'load_reader', 'tune', 'dev_error',
+           'TrainConfig', 'train', 'export_run']
 
 # %% ../nbs/01_decoder.ipynb #a3f7678c
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -24,10 +24,10 @@ from torch import nn
 from .data.batches import PICTURE_MIX, Batch, Batches, BatchPlan, loader, pad_pictures, prepare
 from .data.synthesis import Shards
 from .nn.attention import CrossAttention, SelfAttention, compute_dtype
-from .nn.decoding import Sampler, greedy, without_control, write
+from .nn.decoding import greedy, without_control
 from .nn.kernels import Steps
 from .nn.vit import Encoder
-from .notation.lmx import BOS_ID, EOS_ID, PAD_ID, VOCABULARY, decode
+from .notation.lmx import PAD_ID, VOCABULARY, decode
 from .notation.metrics import token_distance
 from .train.loop import LoopConfig, fit, load_checkpoint, read_history
 from .train.schedules import Schedule
@@ -246,53 +246,6 @@ def mixed_input(
     mine = torch.cat([embedded[:, :1], mine], 1)  # nobody writes <bos>
     return torch.where(torch.rand(tokens.shape, device=tokens.device)[..., None] < gold, embedded, mine)
 
-# %% ../nbs/01_decoder.ipynb #731ddfc2
-def optimal_next(
-    read: Sequence[int],  # a reading without <eos>
-    true: Sequence[int],
-) -> list[np.ndarray]:  # for each of its prefixes, the empty and the whole one too
-    "The tokens that can follow each prefix of a reading at no further cost in edits, <eos> where the truth is over."
-    following, edit = np.array([*true, EOS_ID]), 2048
-    at = edit * np.arange(len(true) + 1)
-    cost = at.copy()  # of making the prefix each beginning of the truth; of equal ones that with more matches is less
-    found = []
-    for token in [*read, None]:
-        found.append(np.unique(following[cost == cost.min()]))
-        if token is not None:
-            replaced = np.concatenate([[cost[0] + edit], cost[:-1] + np.where(following[:-1] == token, -1, edit)])
-            cost = np.minimum.accumulate(np.minimum(cost + edit, replaced) - at) + at
-    return found
-
-
-def own_readings(
-    model: "Reader",
-    memory: Memory,
-    batch: Batch,
-    temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # input (B, T), targets (N, 3): row, place, token; weights (N,)
-    "What the reader writes, and what it should have written at each place. Draws from torch's own generator."
-    truths = [[t for t in row if t not in (BOS_ID, EOS_ID, PAD_ID)] for row in batch.tokens.tolist()]
-    most = max(map(len, truths)) * 5 // 4 + 8
-    with torch.no_grad():
-        got = write(model, batch.img, batch.mask, Sampler(temperature), memory=memory, max_tokens=most)
-    rows = [got.ids(b) for b in range(len(truths))]
-    tokens = torch.full((len(rows), 1 + max(map(len, rows))), PAD_ID)
-    targets, weights = [], []
-    for b, (read, true) in enumerate(zip(rows, truths, strict=True)):
-        tokens[b, : 1 + len(read)] = torch.tensor([BOS_ID, *read])
-        for place, good in enumerate(optimal_next(read, true)):
-            targets += [(b, place, int(t)) for t in good]
-            weights += [1 / len(good)] * len(good)
-    device = batch.tokens.device
-    return tokens.to(device), torch.tensor(targets, device=device), torch.tensor(weights, device=device)
-
-
-def own_loss(model: "Reader", memory: Memory, batch: Batch, temperature: float) -> torch.Tensor:
-    "Cross-entropy against the optimal next tokens of the reader's own readings, mean over places."
-    tokens, targets, weights = own_readings(model, memory, batch, temperature)
-    logp = model.decode_guided(tokens, memory, guided=())[0].float().log_softmax(-1)
-    return -(logp[tuple(targets.T)] * weights).sum() / weights.sum()
-
 # %% ../nbs/01_decoder.ipynb #203c4c8d
 @dataclass(frozen=True)
 class Losses:
@@ -302,8 +255,6 @@ class Losses:
     gaze: float = 0.3
     smoothing: float = 0.0  # share of a token's mass that all others get (Szegedy 2016)
     scheduled: int = 0  # steps over which gold tokens give way to the reader's own; 0: gold throughout
-    own: float = 0.0  # weight of learning from whole readings of its own
-    own_temperature: float = 0.7  # at which they are drawn
 
     @staticmethod
     def counts(batch: Batch) -> dict[str, int]:
@@ -332,9 +283,6 @@ class Losses:
         parts = {"ce": ce, "symbols": symbols, "gaze": gaze_loss(maps, batch.patch)}
         parts = {k: v * share[k] for k, v in parts.items()}
         loss = parts["ce"] + self.symbols * parts["symbols"] + self.gaze * parts["gaze"]
-        if self.own:
-            parts["own"] = own_loss(model, memory, batch, self.own_temperature) * share["ce"]
-            loss = loss + self.own * parts["own"]
         return loss, {k: v.detach() for k, v in parts.items()} | {"tokens": n["ce"]}
 
 # %% ../nbs/01_decoder.ipynb #4b9c2454
