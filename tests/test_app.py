@@ -320,6 +320,7 @@ def test_corrections_are_engraved_and_downloaded(visit, tmp_path):
     page = visit.page
     pred = visit.example("Schubert, voice")
     page.get_by_role("button", name="Correct it").click()
+    visit.wait("#lmx textarea")  # it is drawn when its fold opens
     text = page.locator("#lmx textarea")
     before = text.input_value()
     assert before.split() == pred
