@@ -66,8 +66,7 @@ ARMS = {
     "symbols+gaze": Arm(),
     "mae+symbols+gaze": Arm(is_pretrained=True),
 }
-RECIPE = {
-    "symbols+gaze": Arm(),
+ALL = ARMS | {  # and the rest of the recipe
     "curriculum": Arm(is_curriculum=True),
     "smoothing": Arm(Losses(smoothing=0.1)),
     "scheduled": Arm(is_scheduled=True),
@@ -115,7 +114,7 @@ def symbol_error_rate(model: Reader, batches, most: int) -> float:
 
 def run(arm: str, seed: int, args, train: Shards, dev: Shards) -> None:
     "Train one arm, or go on with it."
-    a, cfg = (ARMS | RECIPE)[arm], READERS[args.preset]
+    a, cfg = ALL[arm], READERS[args.preset]
     if a.layers:
         cfg = replace(cfg, encoder_layers=a.layers[0], decoder_layers=a.layers[1])
     plan = BatchPlan(budget=int(a.budget * args.budget), lengths=((0, args.tokens),), seed=seed)
@@ -187,7 +186,7 @@ def show(path: Path) -> None:
         return
     stored = json.loads(path.read_text())
     print(json.dumps(stored["settings"]))
-    for arm in ARMS | RECIPE:
+    for arm in ALL:
         last = {p["seed"]: p for p in stored["points"] if p["arm"] == arm}  # points come in order
         print(f"{arm:18}", "  ".join(f"{100 * p['ser']:5.1f} % at {p['samples']:,}" for p in last.values()) or "-")
 
@@ -197,7 +196,7 @@ def main() -> int:
     p.add_argument("--data", type=Path, help="a folder of shards to train on")
     p.add_argument("--dev", type=Path, help="a folder of shards of songs held back")
     p.add_argument("--mae", type=Path, help="run or weights folder of the MAE")
-    p.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS | RECIPE))
+    p.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ALL))
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     p.add_argument("--samples", type=int, default=30_000, help="labelled samples an arm sees")
     p.add_argument("--tokens", type=int, default=120, help="longest excerpt")
@@ -215,7 +214,7 @@ def main() -> int:
     if not args.data:
         show(args.out)
         return 0
-    if not args.dev or (not args.mae and any((ARMS | RECIPE)[a].is_pretrained for a in args.arms)):
+    if not args.dev or (not args.mae and any(ALL[a].is_pretrained for a in args.arms)):
         p.error("--data needs --dev, and --mae for the arms that start from one")
     args.mae = args.mae or Path()
     try:

@@ -326,6 +326,7 @@ def test_settings_by_name():
         ({"credit": "token"}, "unknown credit 'token'; choose from reading, bar"),
         ({"credit": "bar", "loss_type": "kimi_loss"}, "choose credit 'reading'"),
         ({"credit": "bar", "advantage_scale": "batch"}, "choose credit 'reading'"),
+        ({"credit": "bar", "no_mean_for_same_reward": True}, "choose credit 'reading'"),
     ):
         with pytest.raises(ValueError, match=words):
             with_settings(GRPOConfig(), given)

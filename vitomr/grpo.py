@@ -342,12 +342,12 @@ def _check_choices(cfg: GRPOConfig) -> None:
             raise ValueError(f"unknown {name} {given!r}; choose from {', '.join(choices)}")
     for name in (cfg.kl_approximator, *cfg.log_kl):
         kl_name(name)
-    if cfg.credit == "bar" and (
-        cfg.is_kimi or cfg.normalise_terms or cfg.baseline == "greedy" or cfg.advantage_scale == "batch"
-    ):
+    whole = cfg.is_kimi or cfg.normalise_terms or cfg.no_mean_for_same_reward
+    if cfg.credit == "bar" and (whole or cfg.baseline == "greedy" or cfg.advantage_scale == "batch"):
         raise ValueError(
             "credit 'bar' compares bars of one group: it goes with baseline mean or leave_one_out and advantage_scale "
-            "group or none, without normalise_terms, and not with kimi_loss; choose credit 'reading' or change those"
+            "group or none, without normalise_terms, no_mean_for_same_reward and kimi_loss; "
+            "choose credit 'reading' or change those"
         )
     if not (0 <= cfg.epsilon_low < 1 and cfg.epsilon_high >= 0):
         raise ValueError(
@@ -469,7 +469,7 @@ def _rows(parts: Sequence[Part], greedy: dict[int, Breakdown]) -> list[tuple]:
         ]
     return rows
 
-
+# %% ../nbs/03_grpo.ipynb #77915483
 def piece_advantages(
     worth: Sequence[Sequence[Sequence[float]]],  # of each group, of each reading, what each bar earned
     cfg: AdvantageSettings,
@@ -483,7 +483,7 @@ def piece_advantages(
     rows = cfg.reward_scale * table.transpose(0, 2, 1).reshape(b * n, g)
     return advantages(rows, baseline=cfg.baseline, scale=cfg.advantage_scale).reshape(b, n, g).transpose(0, 2, 1)
 
-
+# %% ../nbs/03_grpo.ipynb #41118535
 def tabulate(rows: dict[tuple[int, int], tuple], cfg: GRPOConfig, b: int, step: int) -> Table:
     "Rewards and advantages of a whole step."
     g = cfg.num_generations

@@ -92,6 +92,17 @@ CLEF_NOTES = {"G": 32, "C": 28, "F": 24}  # steps above C0 of the note that a cl
 MAX_LEDGER = 6
 
 
+def _height(note: ET.Element) -> int:
+    "Steps above C0."
+    return STEPS.index(note.findtext("pitch/step")) + 7 * int(note.findtext("pitch/octave"))
+
+
+def _bottom(clef: ET.Element) -> int:
+    "Height of the bottom line."
+    reference = CLEF_NOTES.get(clef.findtext("sign"), 32) - 2 * (int(clef.findtext("line", "2")) - 1)
+    return reference + 7 * int(clef.findtext("clef-octave-change", "0"))
+
+
 def ledger_lines(
     part: ET.Element,  # an excerpt
 ) -> int:
@@ -99,11 +110,9 @@ def ledger_lines(
     bottom, most = {}, 0
     for e in (e for measure in part.iterfind("measure") for e in measure):
         for clef in e.iterfind("clef") if e.tag == "attributes" else ():
-            reference = CLEF_NOTES.get(clef.findtext("sign"), 32) - 2 * (int(clef.findtext("line", "2")) - 1)
-            bottom[clef.get("number", "1")] = reference + 7 * int(clef.findtext("clef-octave-change", "0"))
+            bottom[clef.get("number", "1")] = _bottom(clef)
         if e.tag == "note" and e.find("pitch") is not None:
-            height = STEPS.index(e.findtext("pitch/step")) + 7 * int(e.findtext("pitch/octave"))
-            height -= bottom.get(e.findtext("staff", "1"), 30)
+            height = _height(e) - bottom.get(e.findtext("staff", "1"), 30)
             most = max(most, (height - 8) // 2, -height // 2)
     return most
 
@@ -368,6 +377,13 @@ def _values(style: _Tuplets, rng: np.random.Generator) -> list[float]:
     return values + [1.0] * (style.units % n)
 
 
+def _nearer(height: int, middle: int, far: int = 9) -> int:
+    "By octaves to within three ledger lines."
+    while abs(height - middle) > far:
+        height += 7 if height < middle else -7
+    return height
+
+
 def _heights(style: _Tuplets, given: list[int], n: int, middle: int) -> list[list[int]]:
     "Heights of each of n chords, in steps, made of those of the notes that stood there."
     if style.melody == "chord":
@@ -382,9 +398,7 @@ def _heights(style: _Tuplets, given: list[int], n: int, middle: int) -> list[lis
         line = [first + style.up * (0, 1, 0, -1)[i % 4] for i in range(n)]
     else:
         line = [first + style.up * i for i in range(n)]
-    far = 9  # steps from the middle line: three ledger lines
-    return [[h - 7 * ((h - middle - far + 6) // 7 if h > middle + far else 0)] if h >= middle else
-            [h + 7 * ((middle - far + 6 - h) // 7 if h < middle - far else 0)] for h in line]  # fmt: skip
+    return [[_nearer(h, middle)] for h in line]
 
 # %% ../../nbs/data/vary.ipynb #9cb7b3dc
 def _note(model: ET.Element, style: _Tuplets, value: float, duration: int, stem: str | None) -> ET.Element:
@@ -454,7 +468,7 @@ def _alters(key: int) -> dict[int, int]:
 def _pitches(old: list[ET.Element]) -> tuple[list[int], dict[int, int], dict[int, str]]:
     "Heights in steps, alterations and printed signs of notes."
     pitched = [n for n in old if n.find("pitch") is not None]
-    heights = [STEPS.index(n.findtext("pitch/step")) + 7 * int(n.findtext("pitch/octave")) for n in pitched]
+    heights = [_height(n) for n in pitched]
     alters = {h: int(n.findtext("pitch/alter", "0")) for h, n in zip(heights, pitched, strict=True)}
     signs = {h: n.findtext("accidental") for h, n in zip(heights, pitched, strict=True)}
     return sorted(set(heights)), alters, {h: s for h, s in signs.items() if s}
@@ -527,9 +541,7 @@ def _middles(part: ET.Element) -> dict[str, int]:
     "Height of the middle line of each staff at the start of an excerpt."
     found = {}
     for clef in part.iterfind("measure/attributes/clef"):
-        reference = CLEF_NOTES.get(clef.findtext("sign"), 32) - 2 * (int(clef.findtext("line", "2")) - 1)
-        reference += 7 * int(clef.findtext("clef-octave-change", "0")) + 4
-        found.setdefault(clef.get("number", "1"), reference)
+        found.setdefault(clef.get("number", "1"), _bottom(clef) + 4)
     return found
 
 
@@ -623,7 +635,7 @@ def _as_chords(upper: list[ET.Element], lower: list[ET.Element], middle: int) ->
     found = []
     for high, low in zip(upper, lower, strict=True):
         pair = [n for n in (low, high) if n.find("pitch") is not None]
-        heights = [STEPS.index(n.findtext("pitch/step")) + 7 * int(n.findtext("pitch/octave")) for n in pair]
+        heights = [_height(n) for n in pair]
         if len(pair) < 2 or heights[0] >= heights[1]:
             found.append(high)
             pair = pair[-1:]
