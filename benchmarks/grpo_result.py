@@ -7,6 +7,9 @@ forcing for as many CPU seconds as the `vitomr` arm of its seed took. Each arm i
 free-running and greedy, and written to --out as soon as it is done. Killed and started again it goes on, inside an
 arm too.
 Options of GRPO: --set num_generations=16 --set lr=1e-5. Differences from the start are paired, over excerpts.
+On a GPU the arms can run side by side, each in a process of its own with --train-only, --arms and --seeds, and share
+the card; what is equal then is the time on the wall (--clock wall), for which --control-steps gives the supervised arm
+its steps. A last call without --train-only finds the arms' weights in --work and evaluates them.
 """
 
 import argparse
@@ -21,7 +24,7 @@ import torch
 from vitomr.cli import _setting
 from vitomr.data.batches import prepare
 from vitomr.data.synthesis import Shards
-from vitomr.decoder import TRAINING, load_reader
+from vitomr.decoder import TRAINING, load_reader, save_reader
 from vitomr.decoder import train as teach
 from vitomr.evaluate import choose
 from vitomr.grpo import PACKAGED, PRACTICE, read_pictures, train, with_settings
@@ -83,27 +86,34 @@ def change(mine: list[list[float]], other: list[list[float]], seed: int = 0) -> 
 def practised(args, reward: str, seed: int, folder: Path) -> tuple[object, float, int]:
     given = dict(_setting(s) for s in args.set) | {"reward": reward, "seed": seed, "steps": args.steps}
     cfg = with_settings(PRACTICE["tiny"], given)
-    model = train(cfg, args.data, folder, init=args.init, on_log=lambda h: progress(folder, h, "reward"))
-    return model, sum(h["seconds"]["cpu"] for h in read_history(folder)), args.steps
+    if not (folder / "weights").exists():
+        train(cfg, args.data, folder, init=args.init, on_log=lambda h: progress(folder, h, "reward"))
+    history = read_history(folder)
+    clock = "cpu" if args.clock == "cpu" else "step"
+    return load_reader(folder / "weights"), sum(h["seconds"][clock] for h in history), len(history)
 
 
 def supervised(args, seed: int, folder: Path, budget: float) -> tuple[object, float, int]:
-    "Teacher forcing for a number of CPU seconds, told from a few steps whose result is thrown away."
+    "Teacher forcing for a number of seconds, told from a few steps whose result is thrown away, or of steps."
     folder.mkdir(parents=True, exist_ok=True)
-    known = folder / "cost.json"
+    known, now = folder / "cost.json", time.process_time if args.clock == "cpu" else time.perf_counter
 
     def run(steps: int, where: Path):
         loop = replace(TRAINING["tiny"].loop, steps=steps, lr=args.control_lr, seed=seed, warmup=min(50, steps // 4))
-        cfg = replace(TRAINING["tiny"], reader=load_reader(args.init).cfg, loop=loop, workers=0)
+        plan = replace(TRAINING["tiny"].plan, budget=args.control_budget, max_batch=256)
+        cfg = replace(TRAINING["tiny"], reader=load_reader(args.init).cfg, loop=loop, plan=plan, workers=args.workers)
         return teach(cfg, args.data, where, init=args.init, on_log=lambda h: progress(folder, h, "ce"))
 
-    if not known.exists():
-        start = time.process_time()
+    if not args.control_steps and not known.exists():
+        start = now()
         run(PROBE, folder / "probe")
-        known.write_text(json.dumps((time.process_time() - start) / PROBE))
-    cost = json.loads(known.read_text())
-    steps = max(PROBE, round(budget / cost))
-    return run(steps, folder / "run"), steps * cost, steps
+        known.write_text(json.dumps((now() - start) / PROBE))
+    cost = 0.0 if args.control_steps else json.loads(known.read_text())
+    steps = args.control_steps or max(PROBE, round(budget / cost))
+    if not (folder / "weights").exists():
+        save_reader(run(steps, folder / "run"), folder / "weights", dtype=torch.float32)
+    took = sum(h["seconds"] for h in read_history(folder / "run"))
+    return load_reader(folder / "weights"), steps * cost or took, steps
 
 
 def progress(folder: Path, line: dict, key: str) -> None:
@@ -125,12 +135,28 @@ def main() -> None:
     p.add_argument("--limit", type=int, default=150, help="dev excerpts of each kind")
     p.add_argument("--degradation", default="clean", help="of dev pictures")
     p.add_argument("--control-lr", type=float, default=2e-4, help="peak learning rate of supervised training")
+    p.add_argument("--control-steps", type=int, default=0, help="supervised; 0: as many as its time allows")
+    p.add_argument("--control-budget", type=int, default=TRAINING["tiny"].plan.budget, help="patches, tokens a batch")
+    p.add_argument("--workers", type=int, default=0, help="processes that prepare supervised batches")
+    p.add_argument("--clock", choices=("cpu", "wall"), default="cpu", help="what seconds are counted in")
+    p.add_argument("--train-only", action="store_true", help="evaluate nothing")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of GRPO")
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.train_only and "supervised" in args.arms and not args.control_steps:
+        raise SystemExit("--train-only has no other arm's time to go by: give --control-steps to the supervised arm")
+    if args.train_only:
+        for seed in map(int, args.seeds.split(",")):
+            for kind in args.arms.split(","):
+                folder = args.work / f"{kind}-{seed}"
+                if kind == "supervised":
+                    supervised(args, seed, folder, 0.0)
+                else:
+                    practised(args, kind, seed, folder)
+        return
     pictures = dev_pictures(args)
     about = f"{len(pictures)} dev excerpts of {args.bars} bars, {args.degradation}, greedy; {args.steps} steps"
     results = {"about": about, "settings": args.set, "control_lr": args.control_lr, "arms": {}}
@@ -138,7 +164,8 @@ def main() -> None:
 
     def keep(arm: str, seconds: float, steps: int) -> None:
         rates = {k: micro_rate(*zip(*v, strict=True)) for k, v in counts[arm].items()}
-        entry = {"metrics": {k: vars(r) for k, r in rates.items()}, "cpu_seconds": round(seconds), "steps": steps}
+        entry = {"metrics": {k: vars(r) for k, r in rates.items()}, "steps": steps}
+        entry[f"{args.clock}_seconds"] = round(seconds)
         entry["TEDn_against_start"] = change(counts[arm]["TEDn"], counts["start"]["TEDn"])
         results["arms"][arm] = entry
         seed = arm.split()[-1]

@@ -833,6 +833,19 @@ def test_a_reader_resumes_too(tmp_path, shards, model):
     assert read_pictures(ReaderPolicy(again), [Picture(np.full((64, 96), 255, np.uint8), [3])])[0][1] == ["measure"]
 
 
+@pytest.mark.parametrize("rollout_batch", [4, 16])
+def test_processes_mark_what_a_thread_marks(tmp_path, rollout_batch):
+    given = {"steps": 3, "rollout_batch": rollout_batch}
+    run = lambda n: practise(
+        Bandit(), lambda step, k: k % 4, arm_reward, settings(**given, reward_workers=n), tmp_path / str(n)
+    )
+    run(0), run(3)
+    one, many = (without_times(read_history(tmp_path / n)) for n in ("0", "3"))
+    assert len(one) == 3 and one == many
+    with pytest.raises(ValueError, match="reward_workers -1"):
+        settings(reward_workers=-1)
+
+
 def test_another_run_is_not_resumed(tmp_path):
     run = lambda **given: practise(Bandit(), lambda step, k: k % 4, arm_reward, settings(**given), tmp_path, stop_at=2)
     run()

@@ -19,9 +19,10 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class RolloutSettings:
     top_k: Schedule = Schedule(0)  # 0: all tokens
     max_actions: Schedule = Schedule(512)  # tokens of a reading at most
     exploration: float = 0.0  # share of the run in which no schedule moves
+    reward_workers: int = 0  # processes that mark readings; 0: a thread of this one
     dynamic_sampling: int = 0  # times that groups of equal readings are drawn anew; 0: they stay
 
 # %% ../nbs/03_grpo.ipynb #bf6decdb
@@ -353,6 +355,8 @@ def _check_choices(cfg: GRPOConfig) -> None:
         raise ValueError(
             f"epsilon_low {cfg.epsilon_low}, epsilon_high {cfg.epsilon_high}; expected 0 ≤ low < 1 and 0 ≤ high"
         )
+    if cfg.reward_workers < 0:
+        raise ValueError(f"reward_workers {cfg.reward_workers}; 0 for a thread, or how many processes mark readings")
     if cfg.inner_epochs < 1 or min(cfg.sampling(s).temperature for s in (0, cfg.loop.steps - 1)) <= 0:
         raise ValueError(
             f"inner_epochs {cfg.inner_epochs} and every temperature must be above 0: greedy readings are all alike"
@@ -553,8 +557,16 @@ class Team:
             self.reference = copy.deepcopy(policy)
             for p in self.reference.get_parameters().values():
                 p.requires_grad_(False)
-        self.pool = ThreadPoolExecutor(1, "reward")
+        n = cfg.reward_workers
+        self.pool = ProcessPoolExecutor(n, get_context("fork")) if n else ThreadPoolExecutor(1, "reward")
+        self.pool.submit(len, ()).result()  # begun here, before there is anything to copy
         self.seconds: dict[str, float] = {}
+
+    def mark(self, states: Sequence, actions: Sequence[Sequence]) -> list[Future]:  # in their order, some groups each
+        "Have readings marked while others are written."
+        cut = range(0, len(states), math.ceil(len(states) / max(1, self.cfg.reward_workers)))
+        size = cut.step
+        return [self.pool.submit(_marked, self.reward, states[i : i + size], actions[i : i + size]) for i in cut]
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
@@ -603,17 +615,18 @@ def draw(
         with team.clock("rollout"):
             seed = _seed(cfg.loop.seed, step, attempt, batch[0].slot, batch[0].first)
             got = rollout_of(team.policy, states, len(batch[0]), how, seed)
-        jobs.append((batch, states, got, team.pool.submit(_marked, team.reward, states, got.actions)))
+        jobs.append((batch, states, got, team.mark(states, got.actions)))
         if cfg.baseline == "greedy" and (firsts := [(s.slot, x) for s, x in zip(batch, states) if s.first == 0]):
             with team.clock("rollout"):
                 alone = rollout_of(team.policy, [x for _, x in firsts], 1, replace(how, temperature=0.0), 0).actions
             marks, _ = _marked(team.reward, [x for _, x in firsts], alone)
             greedy |= {slot: m[0] for (slot, _), m in zip(firsts, marks)}
     parts = []
-    for batch, states, got, job in jobs:
+    for batch, states, got, marking in jobs:
         with team.clock("reward, waited for"):
-            marks, seconds = job.result()
-        team.seconds["reward"] = team.seconds.get("reward", 0.0) + seconds
+            found = [m.result() for m in marking]
+        team.seconds["reward"] = team.seconds.get("reward", 0.0) + sum(seconds for _, seconds in found)
+        marks = [group for groups, _ in found for group in groups]
         parts += _parts(batch, states, got, marks)
     return parts, greedy
 
@@ -882,7 +895,10 @@ def _differing(mine: dict, theirs: dict) -> list[str]:
     found = [k for k in fixed if mine["loop"][k] != theirs.get("loop", {}).get(k)]
     for k in mine.keys() - {"loop"}:
         a, b = mine[k], theirs.get(k)
-        found += [n for n in a if a[n] != b.get(n)] if isinstance(a, dict) and isinstance(b, dict) else [k] * (a != b)
+        if isinstance(a, dict) and isinstance(b, dict):  # what is younger than the checkpoint was as it is by default
+            found += [n for n in a if n in b and a[n] != b[n] and n != "reward_workers"]
+        else:
+            found += [k] * (a != b)
     return found
 
 
