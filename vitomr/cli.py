@@ -92,6 +92,8 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--tuned", type=int, help="decoder: upper encoder layers that learn, 0 for none; all when left out")
     r.add_argument("--layer-decay", type=float, help="decoder: learning rate of an encoder layer, share of the next one's")
     r.add_argument("--accumulate", type=int, help="decoder: batches of one update")
+    r.add_argument("--budget", type=int, help="decoder: patches and tokens of a batch; 60000 suits a GPU of 80 GB")
+    r.add_argument("--workers", type=int, help="decoder: processes that prepare batches")
     r.add_argument("--scheduled", action="store_true", help="decoder: feed the reader its own tokens, more and more")
     r.add_argument("--dev", type=Path, help="decoder: a folder of shards to read now and then")
     r.add_argument("--patience", type=int, help="decoder: looks at --dev without a better one until the run ends")
@@ -341,9 +343,20 @@ def train_decoder(args, on_log) -> None:
     given = {k: getattr(args, k) for k in ("accumulate", "layer_decay", "patience")}
     loop = replace(cfg.loop, **{k: v for k, v in given.items() if v is not None})
     losses = replace(cfg.losses, scheduled=loop.steps) if args.scheduled else cfg.losses
-    cfg = replace(cfg, loop=loop, losses=losses, tuned=args.tuned)
+    plan, workers = _fed(cfg, args)
+    cfg = replace(cfg, loop=loop, losses=losses, tuned=args.tuned, plan=plan, workers=workers)
     sources = {"init": args.init, "encoder": args.encoder, "dev": args.dev}
     fit_reader(cfg, args.data[0], args.out, **sources, on_log=on_log)
+
+
+def _fed(cfg, args) -> tuple:
+    "How batches are drawn, and by how many processes."
+    for name, least in (("budget", 1000), ("workers", 0)):
+        if (given := getattr(args, name)) is not None and given < least:
+            raise ValueError(f"--{name} {given}; at least {least} is needed")
+    many = args.budget and max(cfg.plan.max_batch, args.budget // 75)  # short excerpts need 75 patches and tokens
+    plan = replace(cfg.plan, budget=args.budget, max_batch=many) if args.budget else cfg.plan
+    return plan, cfg.workers if args.workers is None else args.workers
 
 
 def train_mae(args, on_log) -> None:
