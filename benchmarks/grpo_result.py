@@ -8,8 +8,9 @@ free-running and greedy, and written to --out as soon as it is done. Killed and 
 arm too.
 Options of GRPO: --set num_generations=16 --set lr=1e-5. Differences from the start are paired, over excerpts.
 On a GPU the arms can run side by side, each in a process of its own with --train-only, --arms and --seeds, and share
-the card; what is equal then is the time on the wall (--clock wall), for which --control-steps gives the supervised arm
-its steps. A last call without --train-only finds the arms' weights in --work and evaluates them.
+the card; what is equal then is the time on the wall: with --clock wall --seconds 200 each arm takes as many steps as a
+few steps, whose result is thrown away, say that it has time for. A last call without --train-only finds the arms'
+weights in --work and evaluates them.
 """
 
 import argparse
@@ -83,37 +84,51 @@ def change(mine: list[list[float]], other: list[list[float]], seed: int = 0) -> 
     return {"value": rate(a, everything) / rate(b, everything) - 1, "low": low, "high": high}
 
 
+def wall(line: dict) -> float:
+    "Seconds that a line of a history tells of."
+    return line["seconds"]["step"] if isinstance(line["seconds"], dict) else line["seconds"]
+
+
+def within(args, folder: Path, run, probe: int, seconds: float) -> int:
+    "Steps of an arm that take so many seconds, told from a few whose result is thrown away."
+    known = folder / "cost.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not known.exists():
+        start = time.process_time()
+        run(probe, folder / "probe")
+        cpu = (time.process_time() - start) / probe
+        steps = [wall(h) for h in read_history(folder / "probe")[2:]]  # the first ones warm up
+        known.write_text(json.dumps(cpu if args.clock == "cpu" else float(np.mean(steps))))
+    return max(probe, round(seconds / json.loads(known.read_text())))
+
+
 def practised(args, reward: str, seed: int, folder: Path) -> tuple[object, float, int]:
-    given = dict(_setting(s) for s in args.set) | {"reward": reward, "seed": seed, "steps": args.steps}
-    cfg = with_settings(PRACTICE["tiny"], given)
+    def run(steps: int, where: Path):
+        given = dict(_setting(s) for s in args.set) | {"reward": reward, "seed": seed, "steps": steps}
+        cfg = with_settings(PRACTICE["tiny"], given)
+        return train(cfg, args.data, where, init=args.init, on_log=lambda h: progress(folder, h, "reward"))
+
+    steps = within(args, folder, run, 5, args.seconds) if args.seconds else args.steps
     if not (folder / "weights").exists():
-        train(cfg, args.data, folder, init=args.init, on_log=lambda h: progress(folder, h, "reward"))
-    history = read_history(folder)
-    clock = "cpu" if args.clock == "cpu" else "step"
-    return load_reader(folder / "weights"), sum(h["seconds"][clock] for h in history), len(history)
+        save_reader(run(steps, folder / "run"), folder / "weights", dtype=torch.float32)
+    clock = {"cpu": "cpu", "wall": "step"}[args.clock]
+    return load_reader(folder / "weights"), sum(h["seconds"][clock] for h in read_history(folder / "run")), steps
 
 
 def supervised(args, seed: int, folder: Path, budget: float) -> tuple[object, float, int]:
-    "Teacher forcing for a number of seconds, told from a few steps whose result is thrown away, or of steps."
-    folder.mkdir(parents=True, exist_ok=True)
-    known, now = folder / "cost.json", time.process_time if args.clock == "cpu" else time.perf_counter
-
     def run(steps: int, where: Path):
         loop = replace(TRAINING["tiny"].loop, steps=steps, lr=args.control_lr, seed=seed, warmup=min(50, steps // 4))
         plan = replace(TRAINING["tiny"].plan, budget=args.control_budget, max_batch=256)
-        cfg = replace(TRAINING["tiny"], reader=load_reader(args.init).cfg, loop=loop, plan=plan, workers=args.workers)
+        start = load_reader(args.init).cfg
+        loop = replace(loop, log_every=1 if where.name == "probe" else loop.log_every)
+        cfg = replace(TRAINING["tiny"], reader=start, loop=loop, plan=plan, workers=args.workers)
         return teach(cfg, args.data, where, init=args.init, on_log=lambda h: progress(folder, h, "ce"))
 
-    if not args.control_steps and not known.exists():
-        start = now()
-        run(PROBE, folder / "probe")
-        known.write_text(json.dumps((now() - start) / PROBE))
-    cost = 0.0 if args.control_steps else json.loads(known.read_text())
-    steps = args.control_steps or max(PROBE, round(budget / cost))
+    steps = within(args, folder, run, PROBE, args.seconds or budget)
     if not (folder / "weights").exists():
         save_reader(run(steps, folder / "run"), folder / "weights", dtype=torch.float32)
-    took = sum(h["seconds"] for h in read_history(folder / "run"))
-    return load_reader(folder / "weights"), steps * cost or took, steps
+    took = sum(map(wall, read_history(folder / "run")))
+    return load_reader(folder / "weights"), took if args.clock == "wall" else budget, steps
 
 
 def progress(folder: Path, line: dict, key: str) -> None:
@@ -135,7 +150,7 @@ def main() -> None:
     p.add_argument("--limit", type=int, default=150, help="dev excerpts of each kind")
     p.add_argument("--degradation", default="clean", help="of dev pictures")
     p.add_argument("--control-lr", type=float, default=2e-4, help="peak learning rate of supervised training")
-    p.add_argument("--control-steps", type=int, default=0, help="supervised; 0: as many as its time allows")
+    p.add_argument("--seconds", type=float, default=0.0, help="of every arm, instead of --steps")
     p.add_argument("--control-budget", type=int, default=TRAINING["tiny"].plan.budget, help="patches, tokens a batch")
     p.add_argument("--workers", type=int, default=0, help="processes that prepare supervised batches")
     p.add_argument("--clock", choices=("cpu", "wall"), default="cpu", help="what seconds are counted in")
@@ -146,8 +161,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    if args.train_only and "supervised" in args.arms and not args.control_steps:
-        raise SystemExit("--train-only has no other arm's time to go by: give --control-steps to the supervised arm")
+    if args.train_only and "supervised" in args.arms and not args.seconds:
+        raise SystemExit("--train-only has no other arm's time to go by: give --seconds to all arms")
     if args.train_only:
         for seed in map(int, args.seeds.split(",")):
             for kind in args.arms.split(","):
@@ -158,7 +173,7 @@ def main() -> None:
                     practised(args, kind, seed, folder)
         return
     pictures = dev_pictures(args)
-    about = f"{len(pictures)} dev excerpts of {args.bars} bars, {args.degradation}, greedy; {args.steps} steps"
+    about = f"{len(pictures)} dev excerpts of {args.bars} bars, {args.degradation}, greedy"
     results = {"about": about, "settings": args.set, "control_lr": args.control_lr, "arms": {}}
     counts, cpu = {"start": counts_of(load_reader(args.init), pictures, args.work / "start.json")}, {}
 
