@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape
+
 # %% ../../nbs/nn/attention.ipynb #71c326aa
 def attend(
     q: torch.Tensor,  # (B, heads, T, d)
