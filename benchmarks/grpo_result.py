@@ -6,6 +6,8 @@ Arms, for each seed: `vitomr` and `notes` (rewards of preset `tiny`), then `supe
 forcing for as many CPU seconds as the `vitomr` arm of its seed took. Each arm is evaluated on the same dev excerpts,
 free-running and greedy, and written to --out as soon as it is done. Killed and started again it goes on, inside an
 arm too.
+With --hard 1500 that many excerpts are read first, greedily, and practice keeps those read with some errors and not
+with errors only: where all is right there is nothing to choose between. The supervised arm keeps all of --data.
 Options of GRPO: --set num_generations=16 --set lr=1e-5. Differences from the start are paired, over excerpts.
 On a GPU the arms can run side by side, each in a process of its own with --train-only, --arms and --seeds, and share
 the card; what is equal then is the time on the wall: with --clock wall --seconds 200 each arm takes as many steps as a
@@ -24,13 +26,13 @@ import torch
 
 from vitomr.cli import _setting
 from vitomr.data.batches import prepare
-from vitomr.data.synthesis import Shards
+from vitomr.data.synthesis import Shards, write_shard
 from vitomr.decoder import TRAINING, load_reader, save_reader
 from vitomr.decoder import train as teach
 from vitomr.evaluate import choose
 from vitomr.grpo import PACKAGED, PRACTICE, read_pictures, train, with_settings
 from vitomr.notation.lmx import decode
-from vitomr.notation.metrics import METRICS, micro_rate
+from vitomr.notation.metrics import METRICS, micro_rate, token_distance
 from vitomr.notation.tedn import tedn
 from vitomr.train.loop import read_history
 from vitomr.train.policy import Picture, ReaderPolicy
@@ -84,6 +86,31 @@ def change(mine: list[list[float]], other: list[list[float]], seed: int = 0) -> 
     return {"value": rate(a, everything) / rate(b, everything) - 1, "low": low, "high": high}
 
 
+def hard_excerpts(args) -> Path:
+    "Shards of the training excerpts that the start reads with 2 to 50 % of errors."
+    folder = args.work / "hard"
+    if (folder / "picked.json").exists():
+        return folder
+    shards, model = Shards(args.data), load_reader(args.init)
+    fits = np.flatnonzero((shards.index["n_tokens"] >= 80) & (shards.index["n_tokens"] <= 500))
+    tried = np.random.default_rng(0).permutation(fits)[: args.hard]
+    look = lambda i: prepare(shards[i], np.random.default_rng([9, i]), "clean", model.cfg.staff_space)[0]
+    pictures = [Picture(look(i), shards[i].ids) for i in tried]
+    wrong = [token_distance(a, b) / len(b) for a, b in read_pictures(ReaderPolicy(model), pictures)]
+    kept = [int(i) for i, e in zip(tried, wrong, strict=True) if 0.02 <= e <= 0.5]
+    if not kept:
+        raise SystemExit(
+            f"--hard {args.hard}: none of {len(tried)} excerpts is read with 2 to 50 % of errors"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(0, len(kept), 250):
+        write_shard([shards[i] for i in kept[k : k + 250]], folder / f"{k // 250:05d}")
+    about = {"read": len(tried), "kept": len(kept), "all right": float(np.mean([e == 0 for e in wrong]))}
+    (folder / "picked.json").write_text(json.dumps(about))
+    print(f"practice on excerpts that are hard: {about}", flush=True)
+    return folder
+
+
 def wall(line: dict) -> float:
     "Seconds that a line of a history tells of."
     return line["seconds"]["step"] if isinstance(line["seconds"], dict) else line["seconds"]
@@ -106,7 +133,13 @@ def practised(args, reward: str, seed: int, folder: Path) -> tuple[object, float
     def run(steps: int, where: Path):
         given = dict(_setting(s) for s in args.set) | {"reward": reward, "seed": seed, "steps": steps}
         cfg = with_settings(PRACTICE["tiny"], given)
-        return train(cfg, args.data, where, init=args.init, on_log=lambda h: progress(folder, h, "reward"))
+        return train(
+            cfg,
+            hard_excerpts(args) if args.hard else args.data,
+            where,
+            init=args.init,
+            on_log=lambda h: progress(folder, h, "reward"),
+        )
 
     steps = within(args, folder, run, 5, args.seconds) if args.seconds else args.steps
     if not (folder / "weights").exists():
@@ -155,6 +188,7 @@ def main() -> None:
     p.add_argument("--workers", type=int, default=0, help="processes that prepare supervised batches")
     p.add_argument("--clock", choices=("cpu", "wall"), default="cpu", help="what seconds are counted in")
     p.add_argument("--train-only", action="store_true", help="evaluate nothing")
+    p.add_argument("--hard", type=int, default=0, help="excerpts to choose hard ones from; 0: practise on all")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of GRPO")
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = p.parse_args()

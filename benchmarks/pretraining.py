@@ -17,6 +17,7 @@ and for the rest of the recipe, one thing changed at a time, from fresh weights 
     smoothing, scheduled              label smoothing of .1; scheduled sampling over the whole run
     half lr, double lr, half batch, double batch
     encoder 7+3, decoder 3+6          layers of encoder and decoder, where the recipe has 5 and 4
+    patch 8, patch 32                 px, where the recipe has 16; a batch holds as many patches and tokens as ever
 
 At even intervals the averaged weights read the same dev excerpts, greedily and freely; a reading ends at half as many
 tokens again as the longest truth may have. Every point goes into the JSON file that nbs/00_mae.ipynb draws. Arms run
@@ -28,16 +29,21 @@ what was measured and trains nothing.
 import argparse
 import json
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from vitomr.data import batches as batches_module
 from vitomr.data.batches import PICTURE_MIX, Batches, BatchPlan, loader, pad_pictures, prepare
 from vitomr.data.synthesis import Shards
 from vitomr.decoder import READERS, Losses, Reader
 from vitomr.mae import load_encoder
+from vitomr.nn import vit
+from vitomr.nn.attention import compute_dtype
 from vitomr.nn.decoding import greedy
 from vitomr.notation.metrics import token_distance
 from vitomr.train.loop import LoopConfig, fit, read_history
@@ -56,6 +62,7 @@ class Arm:
     lr: float = 1.0  # times --lr
     budget: float = 1.0  # times --budget
     layers: tuple[int, int] | None = None  # of encoder and decoder
+    patch: int = batches_module.PATCH  # px
 
 
 ARMS = {
@@ -76,7 +83,43 @@ ALL = ARMS | {  # and the rest of the recipe
     "double batch": Arm(budget=2.0),
     "encoder 7+3": Arm(layers=(7, 3)),
     "decoder 3+6": Arm(layers=(3, 6)),
+    "patch 8": Arm(patch=8),
+    "patch 32": Arm(patch=32),
 }
+
+
+class OtherStem(vit.ConvStem):
+    "The stem for patches of 8 or 32 px: its last convolution does not stride, or another follows that does."
+
+    def __init__(self, d: int, n_residual: int, patch: int):
+        super().__init__(d, n_residual)
+        self.patch, self.conv32 = patch, torch.nn.Conv2d(d, d, 3, stride=2, padding=1) if patch == 32 else None
+        self.conv16.stride = (1, 1) if patch == 8 else (2, 2)
+        if self.conv32:
+            torch.nn.init.kaiming_normal_(self.conv32.weight, nonlinearity="relu")
+
+    def forward(self, ink: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        ink = ink.to(compute_dtype(ink))
+        at = lambda px: F.interpolate(mask[:, None].to(ink.dtype), scale_factor=self.patch // px, mode="nearest")
+        x = F.relu(self.conv4(F.pixel_unshuffle(ink, 4).contiguous(memory_format=torch.channels_last))) * at(4)
+        x = F.relu(self.conv8(x)) * at(8)
+        for block in self.residual:
+            x = block(x, at(8))
+        x = self.conv16(x)
+        if self.conv32:
+            x = self.conv32(F.relu(x) * at(16))
+        return x * at(self.patch)
+
+
+@contextmanager
+def patches_of(px: int):
+    "Inside, pictures are cut into patches of this size."
+    usual = batches_module.PATCH
+    batches_module.PATCH = vit.PATCH = px
+    try:
+        yield
+    finally:
+        batches_module.PATCH = vit.PATCH = usual
 
 
 def n_steps(batches: Batches, samples: int) -> int:
@@ -114,6 +157,11 @@ def symbol_error_rate(model: Reader, batches, most: int) -> float:
 
 def run(arm: str, seed: int, args, train: Shards, dev: Shards) -> None:
     "Train one arm, or go on with it."
+    with patches_of(ALL[arm].patch):
+        train_arm(arm, seed, args, train, dev)
+
+
+def train_arm(arm: str, seed: int, args, train: Shards, dev: Shards) -> None:
     a, cfg = ALL[arm], READERS[args.preset]
     if a.layers:
         cfg = replace(cfg, encoder_layers=a.layers[0], decoder_layers=a.layers[1])
@@ -132,6 +180,8 @@ def run(arm: str, seed: int, args, train: Shards, dev: Shards) -> None:
     )  # fmt: skip
     torch.manual_seed(seed)
     model = Reader(cfg)
+    if a.patch != ARMS["scratch"].patch:
+        model.encoder.stem = OtherStem(cfg.d_encoder, cfg.stem_blocks, a.patch)
     if a.is_pretrained:
         load_encoder(model.encoder, args.mae)
     held = dev_set(dev, args, cfg.staff_space)

@@ -15,6 +15,8 @@ from torch import nn
 from ..data.batches import PATCH
 from .attention import PatchAttention, compute_dtype
 
+torch.backends.cudnn.allow_tf32 = False  # a GPU's convolutions as exact as its matrix products
+
 # %% ../../nbs/nn/vit.ipynb #1d6012d0
 class ResidualConv(nn.Module):
     "Two 3 x 3 convolutions around which the input goes by; it starts as the identity."
