@@ -53,7 +53,7 @@ def small_reader(seed: int, end: float) -> Reader:
 
 @pytest.fixture(scope="module")
 def reader(pictures):
-    "A small reader whose rows end at different times, greedily too; fresh weights of one seed differ between processors."
+    "A small reader whose rows end at different times, greedily too; fresh weights differ between processors."
     for seed, end in itertools.product(range(8), (1.0, 1.5, 0.5, 2.0)):
         model = small_reader(seed, end)
         lengths = [n_written(model, pictures, s) for s in (Sampler(0.0), Sampler(), Sampler(0.7))]
