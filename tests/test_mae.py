@@ -424,6 +424,9 @@ def test_command_line_trains_a_reader_unless_told_otherwise(shards, tmp_path, ca
     assert cli.main(["train", "decoder", *given, "--out", str(tmp_path / "b")]) == 0
     a, b = (json.loads(x) | {"seconds": 0} for x in capsys.readouterr().out.splitlines())
     assert a == b and "gaze" in a
+    more = ["--budget", "6000", "--workers", "0"]
+    assert cli.main(["train", *given, *more, "--out", str(tmp_path / "c")]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] > 2 * a["samples"]
 
 
 @pytest.mark.parametrize(
@@ -434,6 +437,8 @@ def test_command_line_trains_a_reader_unless_told_otherwise(shards, tmp_path, ca
         ("train mae --preset smoke --data {0}/none --out {0}/run", "no dataset at"),
         ("train --data {0} --data {0} --out {0}/run", "trained on one folder of shards"),
         ("train mae --preset smoke --data {0} --out {0}/run --init {0}", "holds no config.json"),
+        ("train --data {0} --out {0}/run --budget 30", "--budget 30; at least 1000 is needed"),
+        ("train --data {0} --out {0}/run --workers -1", "--workers -1; at least 0 is needed"),
     ],
 )  # fmt: skip
 def test_command_line_refuses(arguments, said, folder, tmp_path, capsys):
