@@ -13,6 +13,7 @@ On a GPU the arms can run side by side, each in a process of its own with --trai
 the card; what is equal then is the time on the wall: with --clock wall --seconds 200 each arm takes as many steps as a
 few steps, whose result is thrown away, say that it has time for. A last call without --train-only finds the arms'
 weights in --work and evaluates them.
+--means also evaluates weights half-way between the start and each arm, and the mean of an arm's seeds.
 """
 
 import argparse
@@ -99,9 +100,7 @@ def hard_excerpts(args) -> Path:
     wrong = [token_distance(a, b) / len(b) for a, b in read_pictures(ReaderPolicy(model), pictures)]
     kept = [int(i) for i, e in zip(tried, wrong, strict=True) if 0.02 <= e <= 0.5]
     if not kept:
-        raise SystemExit(
-            f"--hard {args.hard}: none of {len(tried)} excerpts is read with 2 to 50 % of errors"
-        )
+        raise SystemExit(f"--hard {args.hard}: none of {len(tried)} excerpts is read with 2 to 50 % of errors")
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(0, len(kept), 250):
         write_shard([shards[i] for i in kept[k : k + 250]], folder / f"{k // 250:05d}")
@@ -164,6 +163,13 @@ def supervised(args, seed: int, folder: Path, budget: float) -> tuple[object, fl
     return load_reader(folder / "weights"), took if args.clock == "wall" else budget, steps
 
 
+def mean_of(models: list):
+    "A reader whose weights are the mean of theirs."
+    states = [m.state_dict() for m in models]
+    models[0].load_state_dict({k: sum(s[k].float() for s in states) / len(states) for k in states[0]})
+    return models[0].eval()
+
+
 def progress(folder: Path, line: dict, key: str) -> None:
     if line["step"] % 20 == 0:
         print(f"{folder.name}: step {line['step']}, {key} {line[key]:.3f}", flush=True)
@@ -187,6 +193,9 @@ def main() -> None:
     p.add_argument("--control-budget", type=int, default=TRAINING["tiny"].plan.budget, help="patches, tokens a batch")
     p.add_argument("--workers", type=int, default=0, help="processes that prepare supervised batches")
     p.add_argument("--clock", choices=("cpu", "wall"), default="cpu", help="what seconds are counted in")
+    p.add_argument(
+        "--means", action="store_true", help="also the mean of each arm and the start, and of an arm's seeds"
+    )
     p.add_argument("--train-only", action="store_true", help="evaluate nothing")
     p.add_argument("--hard", type=int, default=0, help="excerpts to choose hard ones from; 0: practise on all")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of GRPO")
@@ -217,14 +226,20 @@ def main() -> None:
         entry[f"{args.clock}_seconds"] = round(seconds)
         entry["TEDn_against_start"] = change(counts[arm]["TEDn"], counts["start"]["TEDn"])
         results["arms"][arm] = entry
-        seed = arm.split()[-1]
-        if control := counts.get(f"supervised {seed}"):
-            for mine in (a for a in counts if a.endswith(f" {seed}") and not a.startswith("supervised")):
+        of = arm.partition(" ")[2]  # the seed, or what else tells arms of a kind apart
+        if control := counts.get(f"supervised {of}"):
+            for mine in (a for a in counts if a.partition(" ")[2] == of and not a.startswith("supervised")):
                 results["arms"][mine]["TEDn_against_supervised"] = change(counts[mine]["TEDn"], control["TEDn"])
         args.out.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{arm:14} " + "  ".join(f"{k} {r}" for k, r in rates.items()), flush=True)
 
+    def keep_mean(arm: str, folders: list[Path]) -> None:
+        cache = args.work / f"{arm.replace(' ', '-')}.json"
+        counts[arm] = counts_of(mean_of([load_reader(f) for f in folders]), pictures, cache)
+        keep(arm, 0, 0)
+
     keep("start", 0, 0)
+    seeds = [int(s) for s in args.seeds.split(",")]
     for seed in map(int, args.seeds.split(",")):
         for kind in args.arms.split(","):
             arm, folder = f"{kind} {seed}", args.work / f"{kind}-{seed}"
@@ -234,6 +249,11 @@ def main() -> None:
                 model, cpu[arm], steps = practised(args, kind, seed, folder)
             counts[arm] = counts_of(model, pictures, args.work / f"{kind}-{seed}.json")
             keep(arm, cpu[arm], steps)
+            if args.means:
+                keep_mean(f"{kind} halfway {seed}", [args.init, folder / "weights"])
+    if args.means and len(seeds) > 1:
+        for kind in args.arms.split(","):
+            keep_mean(f"{kind} mean", [args.work / f"{kind}-{seed}" / "weights" for seed in seeds])
 
 
 if __name__ == "__main__":
