@@ -404,8 +404,8 @@ def test_two_jobs_read_a_folder_and_pass_over_what_is_bad(folder, tmp_path):
 
 def test_stopped_by_hand_no_file_is_half_written(folder, tmp_path):
     "Ctrl-C reaches every process of a terminal: one line is said, what was written is whole."
-    out, many = tmp_path / "out", 300  # work for many seconds after the first is written
-    for i in range(many):
+    out = tmp_path / "out"
+    for i in range(40):
         (folder / f"more-{i}.png").write_bytes((folder / "schumann-rosen-voice.png").read_bytes())
     going = start("transcribe", folder, "-o", out, "--format", "lmx,musicxml", "--jobs", "2", *WAY)
     try:
@@ -418,7 +418,7 @@ def test_stopped_by_hand_no_file_is_half_written(folder, tmp_path):
             os.killpg(going.pid, signal.SIGKILL)
     assert going.returncode == 130 and "vitomr: stopped" in err and "Traceback" not in err, err
     written = list(out.iterdir())
-    assert 0 < len(written) < 2 * (many + 3) and all(p.suffix in (".lmx", ".musicxml") for p in written)
+    assert 0 < len(written) < 86 and all(p.suffix in (".lmx", ".musicxml") for p in written)
     for path in written:
         assert read_truth(path)
 
