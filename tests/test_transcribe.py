@@ -352,11 +352,11 @@ def test_broken_truths_never_raise_anything_else(tmp_path):
 
 
 def start(*args) -> subprocess.Popen:
-    "The command in a process group of its own, as a terminal starts it."
+    "The command in a process group of its own, as a terminal starts it; one in the background would not hear Ctrl-C."
     return subprocess.Popen(
         [sys.executable, "-m", "vitomr.cli", *map(str, args)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1"}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
