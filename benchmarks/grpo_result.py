@@ -9,14 +9,11 @@ arm too.
 With --hard 1500 that many excerpts are read first, greedily, and practice keeps those read with some errors and not
 with errors only: where all is right there is nothing to choose between. The supervised arm keeps all of --data.
 Options of GRPO: --set num_generations=16 --set lr=1e-5. Differences from the start are paired, over excerpts.
-On a GPU the arms can run side by side, each in a process of its own with --train-only, --arms and --seeds, and share
-the card; what is equal then is the time on the wall: with --clock wall --seconds 200 each arm takes as many steps as a
-few steps, whose result is thrown away, say that it has time for. A last call without --train-only finds the arms'
-weights in --work and evaluates them.
 --means also evaluates weights half-way between the start and each arm, and the mean of an arm's seeds.
 """
 
 import argparse
+import copy
 import json
 import time
 from dataclasses import replace
@@ -28,7 +25,7 @@ import torch
 from vitomr.cli import _setting
 from vitomr.data.batches import prepare
 from vitomr.data.synthesis import Shards, write_shard
-from vitomr.decoder import TRAINING, load_reader, save_reader
+from vitomr.decoder import TRAINING, load_reader
 from vitomr.decoder import train as teach
 from vitomr.evaluate import choose
 from vitomr.grpo import PACKAGED, PRACTICE, read_pictures, train, with_settings
@@ -110,64 +107,38 @@ def hard_excerpts(args) -> Path:
     return folder
 
 
-def wall(line: dict) -> float:
-    "Seconds that a line of a history tells of."
-    return line["seconds"]["step"] if isinstance(line["seconds"], dict) else line["seconds"]
-
-
-def within(args, folder: Path, run, probe: int, seconds: float) -> int:
-    "Steps of an arm that take so many seconds, told from a few whose result is thrown away."
-    known = folder / "cost.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not known.exists():
-        start = time.process_time()
-        run(probe, folder / "probe")
-        cpu = (time.process_time() - start) / probe
-        steps = [wall(h) for h in read_history(folder / "probe")[2:]]  # the first ones warm up
-        known.write_text(json.dumps(cpu if args.clock == "cpu" else float(np.mean(steps))))
-    return max(probe, round(seconds / json.loads(known.read_text())))
-
-
 def practised(args, reward: str, seed: int, folder: Path) -> tuple[object, float, int]:
-    def run(steps: int, where: Path):
-        given = dict(_setting(s) for s in args.set) | {"reward": reward, "seed": seed, "steps": steps}
-        cfg = with_settings(PRACTICE["tiny"], given)
-        return train(
-            cfg,
-            hard_excerpts(args) if args.hard else args.data,
-            where,
-            init=args.init,
-            on_log=lambda h: progress(folder, h, "reward"),
-        )
-
-    steps = within(args, folder, run, 5, args.seconds) if args.seconds else args.steps
-    if not (folder / "weights").exists():
-        save_reader(run(steps, folder / "run"), folder / "weights", dtype=torch.float32)
-    clock = {"cpu": "cpu", "wall": "step"}[args.clock]
-    return load_reader(folder / "weights"), sum(h["seconds"][clock] for h in read_history(folder / "run")), steps
+    given = dict(_setting(s) for s in args.set) | {"reward": reward, "seed": seed, "steps": args.steps}
+    cfg, data = with_settings(PRACTICE["tiny"], given), hard_excerpts(args) if args.hard else args.data
+    model = train(cfg, data, folder, init=args.init, on_log=lambda h: progress(folder, h, "reward"))
+    return model, sum(h["seconds"]["cpu"] for h in read_history(folder)), args.steps
 
 
 def supervised(args, seed: int, folder: Path, budget: float) -> tuple[object, float, int]:
+    "Teacher forcing for a number of CPU seconds, told from a few steps whose result is thrown away."
+    folder.mkdir(parents=True, exist_ok=True)
+    known = folder / "cost.json"
+
     def run(steps: int, where: Path):
         loop = replace(TRAINING["tiny"].loop, steps=steps, lr=args.control_lr, seed=seed, warmup=min(50, steps // 4))
-        plan = replace(TRAINING["tiny"].plan, budget=args.control_budget, max_batch=256)
-        start = load_reader(args.init).cfg
-        loop = replace(loop, log_every=1 if where.name == "probe" else loop.log_every)
-        cfg = replace(TRAINING["tiny"], reader=start, loop=loop, plan=plan, workers=args.workers)
+        cfg = replace(TRAINING["tiny"], reader=load_reader(args.init).cfg, loop=loop, workers=0)
         return teach(cfg, args.data, where, init=args.init, on_log=lambda h: progress(folder, h, "ce"))
 
-    steps = within(args, folder, run, PROBE, args.seconds or budget)
-    if not (folder / "weights").exists():
-        save_reader(run(steps, folder / "run"), folder / "weights", dtype=torch.float32)
-    took = sum(map(wall, read_history(folder / "run")))
-    return load_reader(folder / "weights"), took if args.clock == "wall" else budget, steps
+    if not known.exists():
+        start = time.process_time()
+        run(PROBE, folder / "probe")
+        known.write_text(json.dumps((time.process_time() - start) / PROBE))
+    cost = json.loads(known.read_text())
+    steps = max(PROBE, round(budget / cost))
+    return run(steps, folder / "run"), steps * cost, steps
 
 
 def mean_of(models: list):
     "A reader whose weights are the mean of theirs."
     states = [m.state_dict() for m in models]
-    models[0].load_state_dict({k: sum(s[k].float() for s in states) / len(states) for k in states[0]})
-    return models[0].eval()
+    mean = copy.deepcopy(models[0])
+    mean.load_state_dict({k: sum(s[k].float() for s in states) / len(states) for k in states[0]})
+    return mean.eval()
 
 
 def progress(folder: Path, line: dict, key: str) -> None:
@@ -189,14 +160,9 @@ def main() -> None:
     p.add_argument("--limit", type=int, default=150, help="dev excerpts of each kind")
     p.add_argument("--degradation", default="clean", help="of dev pictures")
     p.add_argument("--control-lr", type=float, default=2e-4, help="peak learning rate of supervised training")
-    p.add_argument("--seconds", type=float, default=0.0, help="of every arm, instead of --steps")
-    p.add_argument("--control-budget", type=int, default=TRAINING["tiny"].plan.budget, help="patches, tokens a batch")
-    p.add_argument("--workers", type=int, default=0, help="processes that prepare supervised batches")
-    p.add_argument("--clock", choices=("cpu", "wall"), default="cpu", help="what seconds are counted in")
     p.add_argument(
         "--means", action="store_true", help="also the mean of each arm and the start, and of an arm's seeds"
     )
-    p.add_argument("--train-only", action="store_true", help="evaluate nothing")
     p.add_argument("--hard", type=int, default=0, help="excerpts to choose hard ones from; 0: practise on all")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of GRPO")
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -204,17 +170,6 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    if args.train_only and "supervised" in args.arms and not args.seconds:
-        raise SystemExit("--train-only has no other arm's time to go by: give --seconds to all arms")
-    if args.train_only:
-        for seed in map(int, args.seeds.split(",")):
-            for kind in args.arms.split(","):
-                folder = args.work / f"{kind}-{seed}"
-                if kind == "supervised":
-                    supervised(args, seed, folder, 0.0)
-                else:
-                    practised(args, kind, seed, folder)
-        return
     pictures = dev_pictures(args)
     about = f"{len(pictures)} dev excerpts of {args.bars} bars, {args.degradation}, greedy"
     results = {"about": about, "settings": args.set, "control_lr": args.control_lr, "arms": {}}
@@ -222,8 +177,7 @@ def main() -> None:
 
     def keep(arm: str, seconds: float, steps: int) -> None:
         rates = {k: micro_rate(*zip(*v, strict=True)) for k, v in counts[arm].items()}
-        entry = {"metrics": {k: vars(r) for k, r in rates.items()}, "steps": steps}
-        entry[f"{args.clock}_seconds"] = round(seconds)
+        entry = {"metrics": {k: vars(r) for k, r in rates.items()}, "cpu_seconds": round(seconds), "steps": steps}
         entry["TEDn_against_start"] = change(counts[arm]["TEDn"], counts["start"]["TEDn"])
         results["arms"][arm] = entry
         of = arm.partition(" ")[2]  # the seed, or what else tells arms of a kind apart
@@ -233,13 +187,12 @@ def main() -> None:
         args.out.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{arm:14} " + "  ".join(f"{k} {r}" for k, r in rates.items()), flush=True)
 
-    def keep_mean(arm: str, folders: list[Path]) -> None:
-        cache = args.work / f"{arm.replace(' ', '-')}.json"
-        counts[arm] = counts_of(mean_of([load_reader(f) for f in folders]), pictures, cache)
+    def keep_mean(arm: str, models: list) -> None:
+        counts[arm] = counts_of(mean_of(models), pictures, args.work / f"{arm.replace(' ', '-')}.json")
         keep(arm, 0, 0)
 
     keep("start", 0, 0)
-    seeds = [int(s) for s in args.seeds.split(",")]
+    found: dict[str, list] = {}
     for seed in map(int, args.seeds.split(",")):
         for kind in args.arms.split(","):
             arm, folder = f"{kind} {seed}", args.work / f"{kind}-{seed}"
@@ -247,13 +200,13 @@ def main() -> None:
                 model, cpu[arm], steps = supervised(args, seed, folder, cpu[f"vitomr {seed}"])
             else:
                 model, cpu[arm], steps = practised(args, kind, seed, folder)
+            found.setdefault(kind, []).append(model)
             counts[arm] = counts_of(model, pictures, args.work / f"{kind}-{seed}.json")
             keep(arm, cpu[arm], steps)
             if args.means:
-                keep_mean(f"{kind} halfway {seed}", [args.init, folder / "weights"])
-    if args.means and len(seeds) > 1:
-        for kind in args.arms.split(","):
-            keep_mean(f"{kind} mean", [args.work / f"{kind}-{seed}" / "weights" for seed in seeds])
+                keep_mean(f"{kind} halfway {seed}", [load_reader(args.init), model])
+    for kind, models in found.items() if args.means else ():
+        keep_mean(f"{kind} mean", models)
 
 
 if __name__ == "__main__":

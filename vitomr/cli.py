@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--tuned", type=int, help="decoder: upper encoder layers that learn, 0 for none; all when left out")
     r.add_argument("--layer-decay", type=float, help="decoder: learning rate of an encoder layer, share of the next one's")
     r.add_argument("--accumulate", type=int, help="decoder: batches of one update")
-    r.add_argument("--budget", type=int, help="decoder: patches and tokens of a batch; 60000 suits a GPU of 80 GB")
+    r.add_argument("--budget", type=int, help="decoder: patches and tokens of a batch; 40000 take 5 GB of a GPU")
     r.add_argument("--workers", type=int, help="decoder: processes that prepare batches")
     r.add_argument("--scheduled", action="store_true", help="decoder: feed the reader its own tokens, more and more")
     r.add_argument("--dev", type=Path, help="decoder: a folder of shards to read now and then")

@@ -7,9 +7,9 @@ __all__ = ['BASELINES', 'SCALES', 'CREDITS', 'LOSS_TYPES', 'LEVELS', 'LOOP', 'Re
            'RolloutSettings', 'n_groups', 'Share', 'shares', 'packed', 'AdvantageSettings', 'normalised_sum',
            'advantages', 'ObjectiveSettings', 'surrogate', 'token_weights', 'kimi_objective', 'RegularSettings',
            'kl_in_use', 'kl_needed', 'ReaderSettings', 'GRPOConfig', 'with_settings', 'MusicReward', 'Part', 'Table',
-           'piece_advantages', 'tabulate', 'Team', 'draw', 'collect', 'Micro', 'micro_batches', 'objective', 'teach',
-           'share_gradients', 'update', 'Run', 'describe_reading', 'averaged', 'practise', 'Excerpts', 'read_pictures',
-           'train', 'tracker', 'flat', 'watch', 'plot_results', 'changes']
+           'piece_advantages', 'tabulate', 'Team', 'mark', 'draw', 'collect', 'Micro', 'micro_batches', 'objective',
+           'teach', 'share_gradients', 'update', 'Run', 'describe_reading', 'averaged', 'practise', 'Excerpts',
+           'read_pictures', 'train', 'tracker', 'flat', 'watch', 'plot_results', 'changes']
 
 # %% ../nbs/03_grpo.ipynb #acff1899
 import copy
@@ -562,12 +562,6 @@ class Team:
         self.pool.submit(len, ()).result()  # begun here, before there is anything to copy
         self.seconds: dict[str, float] = {}
 
-    def mark(self, states: Sequence, actions: Sequence[Sequence]) -> list[Future]:  # in their order, some groups each
-        "Have readings marked while others are written."
-        cut = range(0, len(states), math.ceil(len(states) / max(1, self.cfg.reward_workers)))
-        size = cut.step
-        return [self.pool.submit(_marked, self.reward, states[i : i + size], actions[i : i + size]) for i in cut]
-
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
         "Add the time inside to a phase of the step."
@@ -578,6 +572,13 @@ class Team:
     def gather(self, items: list) -> list:
         "Items of all processes."
         return gather_object(items) if self.accelerator.num_processes > 1 else items
+
+# %% ../nbs/03_grpo.ipynb #99a4d50e
+def mark(team: Team, states: Sequence, actions: Sequence[Sequence]) -> list[Future]:  # in their order, some groups each
+    "Have readings marked while others are written."
+    size = math.ceil(len(states) / max(1, team.cfg.reward_workers))
+    parts = [(states[i : i + size], actions[i : i + size]) for i in range(0, len(states), size)]
+    return [team.pool.submit(_marked, team.reward, *part) for part in parts]
 
 # %% ../nbs/03_grpo.ipynb #a4817b39
 def _check_policy(policy: PolicyModel, cfg: GRPOConfig, kl: set[str]) -> None:
@@ -615,7 +616,7 @@ def draw(
         with team.clock("rollout"):
             seed = _seed(cfg.loop.seed, step, attempt, batch[0].slot, batch[0].first)
             got = rollout_of(team.policy, states, len(batch[0]), how, seed)
-        jobs.append((batch, states, got, team.mark(states, got.actions)))
+        jobs.append((batch, states, got, mark(team, states, got.actions)))
         if cfg.baseline == "greedy" and (firsts := [(s.slot, x) for s, x in zip(batch, states) if s.first == 0]):
             with team.clock("rollout"):
                 alone = rollout_of(team.policy, [x for _, x in firsts], 1, replace(how, temperature=0.0), 0).actions
