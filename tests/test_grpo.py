@@ -861,7 +861,7 @@ sys.path.insert(0, {tests!r})
 import torch
 from test_grpo import two_runs
 torch.set_num_threads(1)
-two_runs({shards!r}, {folder!r}, 2)
+two_runs({shards!r}, {folder!r}, {n})
 """
 
 
@@ -915,8 +915,9 @@ def launch(code, n):
 
 
 def test_two_processes_make_the_history_of_one(tmp_path, shards):
-    two_runs(shards.folder, tmp_path / "one", 1)
-    launch(WORKER.format(tests=str(ROOT / "tests"), shards=str(shards.folder), folder=str(tmp_path / "two")), 2)
+    for n, name in ((1, "one"), (2, "two")):  # each with one thread: as many threads as cores add up in another order
+        given = {"tests": str(ROOT / "tests"), "shards": str(shards.folder), "folder": str(tmp_path / name)}
+        launch(WORKER.format(**given, n=n), n)
     for who in ("bandit", "reader"):
         a, b = (without_times(read_history(tmp_path / n / who)) for n in ("one", "two"))
         assert len(a) == len(b) > 0
