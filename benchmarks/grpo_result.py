@@ -9,7 +9,8 @@ arm too.
 With --hard 1500 that many excerpts are read first, greedily, and practice keeps those read with some errors and not
 with errors only: where all is right there is nothing to choose between. The supervised arm keeps all of --data.
 Options of GRPO: --set num_generations=16 --set lr=1e-5. Differences from the start are paired, over excerpts.
---means also evaluates weights half-way between the start and each arm, and the mean of an arm's seeds.
+--along -1,0.5 also evaluates weights on the line through the start and each arm, at start + k (arm - start);
+--noise 3 as many steps away from the start in random directions, each matrix as far as the arm moved it.
 """
 
 import argparse
@@ -133,12 +134,24 @@ def supervised(args, seed: int, folder: Path, budget: float) -> tuple[object, fl
     return run(steps, folder / "run"), steps * cost, steps
 
 
-def mean_of(models: list):
-    "A reader whose weights are the mean of theirs."
-    states = [m.state_dict() for m in models]
-    mean = copy.deepcopy(models[0])
-    mean.load_state_dict({k: sum(s[k].float() for s in states) / len(states) for k in states[0]})
-    return mean.eval()
+def along(start, arm, k: float):
+    "A reader on the line through both: 0 is the start, 1 the arm."
+    found, there = copy.deepcopy(start), dict(arm.named_parameters())
+    with torch.no_grad():
+        for name, p in found.named_parameters():
+            p += k * (there[name] - p)
+    return found.eval()
+
+
+def anywhere(start, arm, seed: int):
+    "As far from the start as the arm is, each tensor by itself, in a random direction."
+    found, there = copy.deepcopy(start), dict(arm.named_parameters())
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in found.named_parameters():
+            step = torch.randn(p.shape, generator=rng)
+            p += step * ((there[name] - p).norm() / step.norm())
+    return found.eval()
 
 
 def progress(folder: Path, line: dict, key: str) -> None:
@@ -160,9 +173,8 @@ def main() -> None:
     p.add_argument("--limit", type=int, default=150, help="dev excerpts of each kind")
     p.add_argument("--degradation", default="clean", help="of dev pictures")
     p.add_argument("--control-lr", type=float, default=2e-4, help="peak learning rate of supervised training")
-    p.add_argument(
-        "--means", action="store_true", help="also the mean of each arm and the start, and of an arm's seeds"
-    )
+    p.add_argument("--along", type=lambda s: [float(k) for k in s.split(",")], default=[], help="k, as above")
+    p.add_argument("--noise", type=int, default=0, help="random steps as long as an arm's")
     p.add_argument("--hard", type=int, default=0, help="excerpts to choose hard ones from; 0: practise on all")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of GRPO")
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -187,12 +199,11 @@ def main() -> None:
         args.out.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{arm:14} " + "  ".join(f"{k} {r}" for k, r in rates.items()), flush=True)
 
-    def keep_mean(arm: str, models: list) -> None:
-        counts[arm] = counts_of(mean_of(models), pictures, args.work / f"{arm.replace(' ', '-')}.json")
+    def keep_other(arm: str, model) -> None:
+        counts[arm] = counts_of(model, pictures, args.work / f"{arm.replace(' ', '-')}.json")
         keep(arm, 0, 0)
 
     keep("start", 0, 0)
-    found: dict[str, list] = {}
     for seed in map(int, args.seeds.split(",")):
         for kind in args.arms.split(","):
             arm, folder = f"{kind} {seed}", args.work / f"{kind}-{seed}"
@@ -200,13 +211,13 @@ def main() -> None:
                 model, cpu[arm], steps = supervised(args, seed, folder, cpu[f"vitomr {seed}"])
             else:
                 model, cpu[arm], steps = practised(args, kind, seed, folder)
-            found.setdefault(kind, []).append(model)
             counts[arm] = counts_of(model, pictures, args.work / f"{kind}-{seed}.json")
             keep(arm, cpu[arm], steps)
-            if args.means:
-                keep_mean(f"{kind} halfway {seed}", [load_reader(args.init), model])
-    for kind, models in found.items() if args.means else ():
-        keep_mean(f"{kind} mean", models)
+            start = load_reader(args.init)
+            for k in args.along:
+                keep_other(f"{kind}×{k:g} {seed}", along(start, model, k))
+            for n in range(args.noise):
+                keep_other(f"{kind}~{n} {seed}", anywhere(start, model, n))
 
 
 if __name__ == "__main__":

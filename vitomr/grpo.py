@@ -9,7 +9,7 @@ __all__ = ['BASELINES', 'SCALES', 'CREDITS', 'LOSS_TYPES', 'LEVELS', 'LOOP', 'Re
            'kl_in_use', 'kl_needed', 'ReaderSettings', 'GRPOConfig', 'with_settings', 'MusicReward', 'Part', 'Table',
            'piece_advantages', 'tabulate', 'Team', 'mark', 'draw', 'collect', 'Micro', 'micro_batches', 'objective',
            'teach', 'share_gradients', 'update', 'Run', 'describe_reading', 'averaged', 'practise', 'Excerpts',
-           'read_pictures', 'train', 'tracker', 'flat', 'watch', 'plot_results', 'changes']
+           'read_pictures', 'train', 'tracker', 'flat', 'watch', 'plot_results', 'changes', 'on_the_line', 'plot_line']
 
 # %% ../nbs/03_grpo.ipynb #acff1899
 import copy
@@ -1236,3 +1236,29 @@ def changes(results: dict) -> list[str]:
                 numbers = f"{100 * c['value']:+.1f} % ({100 * c['low']:+.1f} to {100 * c['high']:+.1f})"
                 lines.append(f"{arm:14} TEDn against {against}: {numbers}")
     return lines
+
+# %% ../nbs/03_grpo.ipynb #3983b8c3
+def on_the_line(results: dict) -> dict[float, dict]:
+    "How far from the start (0) beyond the arm (1) → figures; of the one arm of a file that `--along` made."
+    arms, found = results["arms"], {}
+    for name, about in arms.items():
+        kind, times, k = name.split(" ")[0].partition("×")
+        if "~" not in kind:
+            found[float(k) if times else 0.0 if kind == "start" else 1.0] = about["metrics"]
+    return dict(sorted(found.items()))
+
+
+def plot_line(trials: dict[str, dict]) -> plt.Figure:
+    "Figures along the line through the start and the arm of each trial, and after random steps (grey)."
+    names = list(next(iter(trials.values()))["arms"]["start"]["metrics"])
+    fig, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 2.6), layout="constrained", squeeze=False)
+    for ax, name in zip(axes[0], names):
+        for (label, results), colour in zip(trials.items(), (TERM_COLOURS[t] for t in ("TED", "F1", "WF"))):
+            line = on_the_line(results)
+            ax.plot(list(line), [100 * m[name]["value"] for m in line.values()], "o-", color=colour, ms=4, label=label)
+            noise = [100 * a["metrics"][name]["value"] for k, a in results["arms"].items() if "~" in k]
+            ax.plot([1] * len(noise), noise, "o", color="0.7", ms=4, zorder=0)
+        ax.axvline(0, color="0.85", lw=0.8, zorder=0)
+        bare(ax, "start 0, arm 1", title=f"{name}, %")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    return fig
