@@ -188,6 +188,11 @@ def main() -> None:
     counts, cpu = {"start": counts_of(load_reader(args.init), pictures, args.work / "start.json")}, {}
 
     def keep(arm: str, seconds: float, steps: int) -> None:
+        if empty := [k for k, v in counts[arm].items() if not sum(whole for _, whole in v)]:
+            raise SystemExit(
+                f"{arm}: nothing that {', '.join(empty)} counts stands in {len(pictures)} readings; "
+                "start from weights that read music, or read more with --limit"
+            )
         rates = {k: micro_rate(*zip(*v, strict=True)) for k, v in counts[arm].items()}
         entry = {"metrics": {k: vars(r) for k, r in rates.items()}, "cpu_seconds": round(seconds), "steps": steps}
         entry["TEDn_against_start"] = change(counts[arm]["TEDn"], counts["start"]["TEDn"])

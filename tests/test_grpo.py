@@ -23,6 +23,7 @@ from vitomr.data.batches import pad_pictures
 from vitomr.data.synthesis import Shards
 from vitomr.decoder import READERS, Reader, load_reader, save_reader
 from vitomr.grpo import (
+    PACKAGED,
     PRACTICE,
     TRACKERS,
     Excerpts,
@@ -41,7 +42,9 @@ from vitomr.grpo import (
     n_groups,
     normalised_sum,
     objective,
+    on_the_line,
     packed,
+    plot_line,
     practise,
     read_pictures,
     shares,
@@ -1090,3 +1093,37 @@ def test_the_command_line_practises(tmp_path, shards, model, capsys):
         assert main([*call, *wrong]) == 2
         err = capsys.readouterr().err
         assert words in err and err.count("\n") == 1, err
+
+
+def test_the_line_through_start_and_arm(tmp_path, shards):
+    "The benchmark, two steps of it: what it writes is what the chapter draws; steps have the length they claim."
+    small = "num_generations=4", "per_device_batch_size=4", "max_actions=12", "lengths=[90]", "shortest=0", "lr=0.0001"
+    call = [sys.executable, "benchmarks/grpo_result.py", "--data", shards.folder, "--dev", shards.folder]
+    call += ["--work", tmp_path / "work", "--out", tmp_path / "line.json", "--steps", "2"]
+    call += ["--seeds", "0", "--arms", "vitomr", "--bars", "1-2", "--limit", "2", "--along=-1", "--noise", "1"]
+    for setting in small:
+        call += ["--set", setting]
+    done = subprocess.run(list(map(str, call)), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "line.json").read_text())
+    assert list(results["arms"]) == ["start", "vitomr 0", "vitomr×-1 0", "vitomr~0 0"]
+    line = on_the_line(results)
+    assert list(line) == [-1, 0, 1]
+    assert line[0] == results["arms"]["start"]["metrics"] and line[1] == results["arms"]["vitomr 0"]["metrics"]
+    axes = plot_line({"smoke": results}).axes
+    assert [ax.get_title(loc="left") for ax in axes] == [f"{name}, %" for name in line[0]]
+    assert list(axes[0].lines[0].get_xdata()) == [-1, 0, 1]
+
+    spec = importlib.util.spec_from_file_location("grpo_result", ROOT / "benchmarks" / "grpo_result.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    start, arm = load_reader(PACKAGED), load_reader(tmp_path / "work" / "vitomr-0" / "weights")
+    way = lambda other: {k: (p - dict(start.named_parameters())[k]).detach() for k, p in other.named_parameters()}
+    there, back = way(benchmark.along(start, arm, 1)), way(benchmark.along(start, arm, -1))
+    assert any(d.norm() > 1e-3 for d in there.values())
+    for seed in (0, 1):
+        luck = way(benchmark.anywhere(start, arm, seed))
+        for k, d in way(arm).items():
+            torch.testing.assert_close(there[k], d, atol=1e-6, rtol=0)
+            torch.testing.assert_close(back[k], -d, atol=1e-6, rtol=0)
+            assert float(luck[k].norm()) == pytest.approx(float(d.norm()), rel=1e-3, abs=1e-5)
