@@ -9,7 +9,7 @@ arm too.
 With --hard 1500 that many excerpts are read first, greedily, and practice keeps those read with some errors and not
 with errors only: where all is right there is nothing to choose between. The supervised arm keeps all of --data.
 Options of GRPO: --set num_generations=16 --set lr=1e-5. Differences from the start are paired, over excerpts.
---along -1,0.5 also evaluates weights on the line through the start and each arm, at start + k (arm - start);
+--along -1 0.5 also evaluates weights on the line through the start and each arm, at start + k (arm - start);
 --noise 3 as many steps away from the start in random directions, each matrix as far as the arm moved it.
 """
 
@@ -173,7 +173,7 @@ def main() -> None:
     p.add_argument("--limit", type=int, default=150, help="dev excerpts of each kind")
     p.add_argument("--degradation", default="clean", help="of dev pictures")
     p.add_argument("--control-lr", type=float, default=2e-4, help="peak learning rate of supervised training")
-    p.add_argument("--along", type=lambda s: [float(k) for k in s.split(",")], default=[], help="k, as above")
+    p.add_argument("--along", type=float, nargs="+", default=[], metavar="K", help="as above")
     p.add_argument("--noise", type=int, default=0, help="random steps as long as an arm's")
     p.add_argument("--hard", type=int, default=0, help="excerpts to choose hard ones from; 0: practise on all")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of GRPO")
@@ -190,7 +190,7 @@ def main() -> None:
     def keep(arm: str, seconds: float, steps: int) -> None:
         if empty := [k for k, v in counts[arm].items() if not sum(whole for _, whole in v)]:
             raise SystemExit(
-                f"{arm}: nothing that {', '.join(empty)} counts stands in {len(pictures)} readings; "
+                f"{arm}: {len(pictures)} readings hold nothing to count for: {', '.join(empty)}; "
                 "start from weights that read music, or read more with --limit"
             )
         rates = {k: micro_rate(*zip(*v, strict=True)) for k, v in counts[arm].items()}

@@ -1100,7 +1100,7 @@ def test_the_line_through_start_and_arm(tmp_path, shards):
     small = "num_generations=4", "per_device_batch_size=4", "max_actions=12", "lengths=[90]", "shortest=0", "lr=0.0001"
     call = [sys.executable, "benchmarks/grpo_result.py", "--data", shards.folder, "--dev", shards.folder]
     call += ["--work", tmp_path / "work", "--out", tmp_path / "line.json", "--steps", "2"]
-    call += ["--seeds", "0", "--arms", "vitomr", "--bars", "1-2", "--limit", "2", "--along=-1", "--noise", "1"]
+    call += ["--seeds", "0", "--arms", "vitomr", "--bars", "1-2", "--limit", "2", "--along", "-1", "--noise", "1"]
     for setting in small:
         call += ["--set", setting]
     done = subprocess.run(list(map(str, call)), cwd=ROOT, capture_output=True, text=True, timeout=300)
