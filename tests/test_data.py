@@ -4,7 +4,10 @@ import copy
 import re
 import xml.etree.ElementTree as ET
 import zipfile
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import replace
+from fractions import Fraction
+from itertools import product
 
 import music21
 import numpy as np
@@ -30,6 +33,7 @@ from vitomr.data.vary import (
     add_tuplets,
     ledger_lines,
     mixed_bars,
+    other_hand,
     piano_reduction,
     rarity,
     transpose,
@@ -350,6 +354,94 @@ def test_voices_that_do_not_fit_are_refused(piano, excerpts):
         piano_reduction([copy.deepcopy(excerpts[0])] * 2, np.random.default_rng(0))
     with pytest.raises(ScoreError):
         piano_reduction([copy.deepcopy(piano) for _ in range(4)], np.random.default_rng(0))
+
+
+def piano_of(name):
+    return next(p for p in parts(music21_to_xml(music21.corpus.parse(name))) if p.n_staves == 2).element
+
+
+def on_staff(part, staff):
+    "Time, pitch, length and voice of each note of one staff, bar by bar."
+    found = []
+    for bar, measure in enumerate(part.iterfind("measure")):
+        divisions = int(part.findtext("measure/attributes/divisions"))
+        at = onset = 0
+        for e in measure:
+            length = int(e.findtext("duration", "0"))
+            onset = onset if e.find("chord") is not None else at
+            at += {"note": length * (e.find("chord") is None), "forward": length, "backup": -length}.get(e.tag, 0)
+            if e.tag == "note" and e.findtext("staff") == staff:
+                pitch = tuple(e.findtext(f"pitch/{t}", "0") for t in ("step", "alter", "octave"))
+                found.append((bar, Fraction(onset, divisions), Fraction(length, divisions), pitch))
+    return found
+
+
+def hidden(part):
+    return len(list(part.iter("note"))) - len(engrave(copy.deepcopy(part)).positions)
+
+
+def test_an_excerpt_with_its_own_left_hand_stays_as_it_is():
+    tried = 0
+    for name in ("schumann_clara/polonaise_op1n1", "schumann_clara/polonaise_op1n3"):
+        part = piano_of(name)
+        for start in range(0, len(part.findall("measure")) - 3, 3):
+            excerpt = cut_excerpt(part, start, 3)
+            made = copy.deepcopy(excerpt)
+            try:
+                other_hand(made, copy.deepcopy(excerpt))
+            except ScoreError:
+                continue
+            tried += 1
+            assert [on_staff(made, s) for s in "12"] == [on_staff(excerpt, s) for s in "12"]
+            if not any(m.findall("attributes")[1:] for m in excerpt):  # a clef that is said again is left out
+                assert linearise(made).tokens == linearise(excerpt).tokens
+    assert tried > 8
+
+
+def test_the_left_hand_of_another_song_in_the_key_of_the_first():
+    first, second = piano_of("schumann_clara/polonaise_op1n1"), piano_of("schumann_clara/polonaise_op1n3")
+    tried = 0
+    for i, j in product((6, 8, 9, 21), (6, 8, 20)):
+        a, b = cut_excerpt(first, i, 2), cut_excerpt(second, j, 2)
+        made = copy.deepcopy(a)
+        try:
+            other_hand(made, copy.deepcopy(b))
+        except ScoreError:
+            continue
+        tried += 1
+        keys = [int(e.findtext("measure/attributes/key/fifths")) for e in (a, b)]
+        moved = transpose(b, keys[0] - keys[1])
+        assert on_staff(made, "1") == on_staff(a, "1")
+        assert on_staff(made, "2") == on_staff(moved, "2") != on_staff(a, "2")
+        assert analyse(linearise(made).tokens).n_minor == 0
+        assert hidden(made) <= hidden(a) + hidden(b)
+    assert tried >= 4
+
+
+def test_hands_that_do_not_fit_are_refused(piano, excerpts):
+    single = next(e for e in excerpts if e.findtext("measure/attributes/staves") != "2")
+    shorter, wandering = copy.deepcopy(piano), copy.deepcopy(piano)
+    shorter.remove(shorter[-1])
+    wandering[0].find("note/staff").text = "2"
+    for other, why in ((single, "piano"), (shorter, "length"), (wandering, "wanders")):
+        with pytest.raises(ScoreError, match=why):
+            other_hand(copy.deepcopy(piano), copy.deepcopy(other))
+
+
+def test_hands_of_two_songs_are_built_and_repeat(tmp_path):
+    mix = Mix(piano=1, hands=1, bars=(0, 1), rare=0, mixed=0)
+    one, two = (songs_with_hands(mix) for _ in range(2))
+    assert len(one) > 6 and all(np.array_equal(a.ids, b.ids) for a, b in zip(one, two, strict=True))
+    plain = songs_with_hands(replace(mix, hands=0))
+    assert any(not np.array_equal(a.ids, b.ids) for a, b in zip(one, plain, strict=False))
+
+
+def songs_with_hands(mix):
+    songs = [s for s in open_corpus("music21", split="train") if s.id.startswith("schumann_clara/polonaise")]
+    partners = deque(maxlen=4)
+    return [
+        s for k, song in enumerate(songs) for s in song_samples(song, np.random.default_rng(k), mix, partners=partners)
+    ]
 
 
 @pytest.mark.parametrize("is_above", [True, False])

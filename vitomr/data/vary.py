@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIFTHS', 'STEPS', 'ACCIDENTALS', 'CLEF_NOTES', 'MAX_LEDGER', 'RARE', 'NOTE_ORDER', 'MARKS', 'TUPLETS', 'WHITE',
            'transpose', 'ledger_lines', 'in_random_key', 'rarity', 'rare_start', 'mixed_bars', 'add_marks', 'show_time',
-           'add_tuplets', 'piano_reduction', 'add_neighbour']
+           'add_tuplets', 'piano_reduction', 'bar_lengths', 'other_hand', 'add_neighbour']
 
 # %% ../../nbs/data/vary.ipynb #8cb9b758
 import copy
@@ -18,7 +18,7 @@ from math import lcm
 import cv2
 import numpy as np
 
-from ..notation.score import HEADER_TAGS, ScoreError
+from ..notation.score import HEADER_TAGS, ScoreError, drop_dangling
 
 # %% ../../nbs/data/vary.ipynb #859acb1f
 FIFTHS, STEPS = "FCGDAEB", "CDEFGAB"
@@ -710,6 +710,125 @@ def piano_reduction(
     for i, note in enumerate(voices[0].iter("note")):
         note.set("id", f"n{i}")
     return voices[0]
+
+# %% ../../nbs/data/vary.ipynb #bc232c0e
+def bar_lengths(
+    part: ET.Element,
+) -> list[Fraction]:  # quarters; 0 for a bar without notes, or with a duration that is no number
+    "How long each bar of a part is, by its notes."
+    divisions, found = 1, []
+    for measure in part.iterfind("measure"):
+        try:
+            divisions = int(measure.findtext("attributes/divisions", str(divisions)))
+            found.append(Fraction(_end(measure), divisions))
+        except (ValueError, ZeroDivisionError):
+            found.append(Fraction(0))
+    return found
+
+
+def _step(e: ET.Element) -> int:
+    "By how much a child of a bar moves on in time."
+    if e.tag not in ("note", "backup", "forward") or e.find("chord") is not None:
+        return 0
+    return int(e.findtext("duration", "0")) * (-1 if e.tag == "backup" else 1)
+
+
+def _passes(measure: ET.Element) -> list[list[ET.Element]]:
+    "The children of a bar, in a new list wherever a `<backup>` leads to its start."
+    passes, at = [[]], 0
+    for e in measure:
+        at += _step(e)
+        if e.tag == "backup" and at == 0:
+            passes.append([])
+        else:
+            passes[-1].append(e)
+    return passes
+
+
+def _end(measure: ET.Element) -> int:
+    return int(max(np.cumsum([0, *map(_step, measure)])))
+
+# %% ../../nbs/data/vary.ipynb #7c711b51
+def _hand_of(measure: ET.Element, staff: str) -> tuple[list[ET.Element], list[list[ET.Element]]]:
+    "Clefs of a staff at the start of a bar, and the passes that write it. Raises `ScoreError` where one writes both."
+    clefs, hand = [], []
+    for elements in _passes(measure):
+        staves = {e.findtext("staff", "1") for e in elements if e.tag == "note"}
+        first = next((i for i, e in enumerate(elements) if e.tag == "note" or _step(e)), len(elements))
+        heads = [e for e in elements[:first] if e.tag == "attributes"]
+        clefs += [c for e in heads for c in e.findall("clef") if c.get("number", "1") == staff]
+        others = {c.get("number", "1") for e in elements if e not in heads for c in e.findall("clef")} - staves
+        if len(staves) > 1 or others:
+            raise ScoreError("a voice that wanders from staff to staff")
+        keep = ("note", "backup", "forward", "attributes")
+        if staff in staves:
+            said = [e for e in elements if e.tag == "direction" and e.findtext("staff", "1") == staff]
+            hand.append([e for e in elements if e in said or (e.tag in keep and e not in heads)])
+    return clefs, hand
+
+
+def _join(passes: list[list[ET.Element]]) -> list[ET.Element]:
+    "Passes as the children of a bar, with a `<backup>` to its start between them."
+    out: list[ET.Element] = []
+    for elements in passes:
+        if at := sum(map(_step, out)):
+            out.append(_backup(at))
+        out += elements
+    return out
+
+# %% ../../nbs/data/vary.ipynb #eb4da7b3
+def _check_hands(part: ET.Element) -> None:
+    "Raises `ScoreError` where the two hands of an excerpt cannot be taken apart."
+    heads = [e for e in part.iterfind("measure/attributes")]
+    if part.findtext("measure/attributes/staves") != "2" or part.find(".//transpose") is not None:
+        raise ScoreError("an excerpt for a piano, of two staves, was expected")
+    if any(e.find(tag) is not None for e in heads[1:] for tag in ("key", "divisions", "staves")):
+        raise ScoreError("an excerpt that changes its key or its divisions")
+    voices = {s: {n.findtext("voice", "1") for n in part.iter("note") if n.findtext("staff", "1") == s} for s in "12"}
+    if voices["1"] & voices["2"]:
+        raise ScoreError("a voice that wanders from staff to staff")
+
+
+def _put_under(measure: ET.Element, other: ET.Element) -> None:
+    "Replace what stands on the lower staff of a bar by that of another: without its hairpins, slurs numbered from 9."
+    first = next((i for i, e in enumerate(measure) if e.tag == "note"), 0)
+    head = next((e for e in measure[:first] if e.tag == "attributes"), ET.Element("attributes"))
+    (own, upper), (clefs, lower) = _hand_of(measure, "1"), _hand_of(other, "2")
+    lower = [[e for e in elements if e.find(".//wedge") is None] for elements in lower]
+    for slur in (s for elements in lower for e in elements for s in e.iter("slur")):
+        slur.set("number", str(8 + int(slur.get("number", "1"))))
+    for clef in head.findall("clef"):
+        head.remove(clef)
+    at = sum(e.tag in (*HEADER_TAGS, "part-symbol", "instruments") for e in head)
+    head[at:at] = [*own[-1:], *clefs[-1:]]
+    bars = measure.findall("barline")
+    left = [e for e in bars if e.get("location") == "left"]
+    opening = [*([head] if len(head) else []), *left]
+    measure[:] = [*opening, *_join([*upper, *lower]), *(e for e in bars if e not in left)]
+
+
+def other_hand(
+    part: ET.Element,  # an excerpt for piano, changed in place
+    other: ET.Element,  # another one with bars of the same lengths; used up
+) -> None:
+    "Give an excerpt the left hand of another, in its own key. Raises `ScoreError` when they do not fit together."
+    for e in (part, other):
+        _check_hands(e)
+    try:
+        key, theirs = (int(e.findtext("measure/attributes/key/fifths", "0")) for e in (part, other))
+        other = transpose(other, key - theirs)
+        if bar_lengths(part) != bar_lengths(other) or ledger_lines(other) > MAX_LEDGER:
+            raise ScoreError("bars of different lengths, or notes too far from their staff in the other key")
+        divisions = [int(e.findtext("measure/attributes/divisions", "1")) for e in (part, other)]
+        for e, own in zip((part, other), divisions, strict=True):
+            _scale_time(e, lcm(*divisions) // own)
+        for measure, theirs in zip(part.iterfind("measure"), other.iterfind("measure"), strict=True):
+            _put_under(measure, theirs)
+    except ValueError as e:
+        raise e if isinstance(e, ScoreError) else ScoreError(f"a number was expected ({e})") from e
+    drop_dangling(part)
+    for i, note in enumerate(part.iter("note")):
+        note.set("id", f"n{i}")
 
 # %% ../../nbs/data/vary.ipynb #85cb7409
 WHITE = 200  # gray of what counts as paper
