@@ -219,11 +219,10 @@ def _another_hand(excerpt: ET.Element, others: Sequence[_Material], rng: np.rand
     lengths = bar_lengths(excerpt)
     n = len(lengths)
     for song in (others[i] for i in rng.permutation(len(others))[:12]):
-        part = song.piano[rng.integers(len(song.piano))]
-        theirs = song.lengths_of(part)
-        fits = [i for i in range(len(theirs) - n + 1) if theirs[i : i + n] == lengths]
-        made = copy.deepcopy(excerpt)
+        part, made = song.piano[rng.integers(len(song.piano))], copy.deepcopy(excerpt)
         try:
+            theirs = song.lengths_of(part)
+            fits = [i for i in range(len(theirs) - n + 1) if theirs[i : i + n] == lengths]
             if fits:
                 start = fits[rng.integers(len(fits))]
                 other_hand(made, cut_excerpt(part.element, start, n, states=song.states_of(part)))

@@ -18,7 +18,7 @@ from math import lcm
 import cv2
 import numpy as np
 
-from ..notation.score import HEADER_TAGS, ScoreError, drop_dangling
+from ..notation.score import HEADER_TAGS, ScoreError, drop_dangling, placed_notes
 
 # %% ../../nbs/data/vary.ipynb #859acb1f
 FIFTHS, STEPS = "FCGDAEB", "CDEFGAB"
@@ -714,16 +714,12 @@ def piano_reduction(
 # %% ../../nbs/data/vary.ipynb #bc232c0e
 def bar_lengths(
     part: ET.Element,
-) -> list[Fraction]:  # quarters; 0 for a bar without notes, or with a duration that is no number
-    "How long each bar of a part is, by its notes."
-    divisions, found = 1, []
-    for measure in part.iterfind("measure"):
-        try:
-            divisions = int(measure.findtext("attributes/divisions", str(divisions)))
-            found.append(Fraction(_end(measure), divisions))
-        except (ValueError, ZeroDivisionError):
-            found.append(Fraction(0))
-    return found
+) -> list[Fraction]:  # quarters; 0 for a bar without notes
+    "How long each bar of a part is, by its notes. Raises `ScoreError` for a duration that is no number."
+    lengths = [Fraction(0)] * len(part.findall("measure"))
+    for _, bar, _, end in placed_notes(part):
+        lengths[bar] = max(lengths[bar], end)
+    return lengths
 
 
 def _step(e: ET.Element) -> int:
@@ -743,10 +739,6 @@ def _passes(measure: ET.Element) -> list[list[ET.Element]]:
         else:
             passes[-1].append(e)
     return passes
-
-
-def _end(measure: ET.Element) -> int:
-    return int(max(np.cumsum([0, *map(_step, measure)])))
 
 # %% ../../nbs/data/vary.ipynb #7c711b51
 def _hand_of(measure: ET.Element, staff: str) -> tuple[list[ET.Element], list[list[ET.Element]]]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MUSICXML_SUFFIXES', 'STEP_TO_PITCH_CLASS', 'HEADER_TAGS', 'ScoreError', 'parse_xml', 'unzip_mxl',
            'read_score', 'root_of', 'music21_to_xml', 'Part', 'parts', 'header_states', 'restate_header',
-           'drop_dangling', 'join_bars', 'cut_excerpt', 'as_score', 'musicxml_bytes', 'mxl_bytes']
+           'placed_notes', 'drop_dangling', 'join_bars', 'cut_excerpt', 'as_score', 'musicxml_bytes', 'mxl_bytes']
 
 # %% ../../nbs/notation/score.ipynb #a0973813
 import copy
@@ -201,8 +201,10 @@ def _number(e: ET.Element, tag: str, default: Fraction) -> Fraction:
         raise ScoreError(f"<{tag}> holds {e.findtext(tag)[:40]!r}, which is no number") from err
 
 
-def _placed(part: ET.Element) -> Iterator[tuple[ET.Element, int, Fraction, Fraction]]:
-    "Each note with its bar, onset and end, in quarters from the start of the bar."
+def placed_notes(
+    part: ET.Element,  # <part>
+) -> Iterator[tuple[ET.Element, int, Fraction, Fraction]]:
+    "Each note with its bar, onset and end, in quarters from the start of the bar. Raises `ScoreError`."
     divisions = Fraction(1)
     for bar, measure in enumerate(part.iterfind("measure")):
         now = onset = Fraction(0)
@@ -220,7 +222,7 @@ def _placed(part: ET.Element) -> Iterator[tuple[ET.Element, int, Fraction, Fract
 def _unpaired_ties(part: ET.Element) -> list[tuple[ET.Element, ET.Element]]:
     "Notes and `<tied>` elements without their other end; a stop takes the latest start before it, a bar back at most."
     starts, stops, lost = {}, [], []
-    for i, (note, bar, onset, end) in enumerate(_placed(part)):
+    for i, (note, bar, onset, end) in enumerate(placed_notes(part)):
         pitch = [note.findtext(f"pitch/{t}", "0") for t in ("step", "alter", "octave")]
         for tied in note.iterfind("notations/tied"):
             entry = ((bar, onset, i), (bar, end), note, tied)
