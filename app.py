@@ -90,15 +90,22 @@ IDLE = status_html("idle", "Drop a picture or a PDF, paste one, or pick an examp
 
 
 def decoding(
-    way: str, beam: float, temperature: float, top_k: float, top_p: float, grammar: str, seed: float, again: bool
+    way: str,
+    beam: float,
+    temperature: float,
+    top_k: float,
+    top_p: float,
+    grammar: str,
+    seed: float,
+    again: bool,
+    shifts: float,
 ) -> Decoding:
     "How to read, from the fields. Raises ValueError."
     draws = {"temperature": temperature, "top_k": int(top_k), "top_p": top_p} if way == "sampling" else {}
     width = int(beam) if way == "beam" else 1
     look = USUAL.second_look if again else 0
-    return Decoding(
-        beam=width, grammar=grammar, seed=int(seed or 0), max_tokens=MAX_TOKENS, second_look=look, **draws
-    )
+    how = {"beam": width, "grammar": grammar, "seed": int(seed or 0), "second_look": look, "shifts": int(shifts)}
+    return Decoding(max_tokens=MAX_TOKENS, **how, **draws)
 
 
 def wanted_pages(path: str, pages: str | None) -> list[int]:
@@ -156,6 +163,7 @@ def transcribe(
     samples: float,
     pages: str | None,
     second_look: bool,
+    shifts: float,
     boxes: str | None,
 ) -> Iterator[list]:
     "Read a picture, photo or PDF of printed music. The last answer holds the files."
@@ -165,7 +173,7 @@ def transcribe(
         return
     yield outputs_of(status_html("busy", "Reading."))
     try:
-        how = decoding(way, beam, temperature, top_k, top_p, grammar, seed, second_look)
+        how = decoding(way, beam, temperature, top_k, top_p, grammar, seed, second_look, shifts)
         numbers = wanted_pages(path, pages)
         given = {int(k): v for k, v in json.loads(boxes).items()} if boxes and boxes.strip() else None
         n, due, sheets = int(samples) if way == "sampling" else 1, 0.0, []
@@ -199,6 +207,7 @@ def read_music(
     pages: str = "",
     form: str = "musicxml",
     second_look: int = USUAL.second_look,
+    shifts: int = USUAL.shifts,
 ) -> str:
     """Read printed music and give it as text: a picture or photo of a line or a page, or a PDF.
 
@@ -213,6 +222,7 @@ def read_music(
         pages: of a PDF, as in 1-3,7; empty for all
         form: musicxml, or lmx for tokens, a line of text for each part
         second_look: width of the beam that reads bars again which do not add up; 0 leaves them
+        shifts: how often a line is shown, each time moved on the grid of patches; 1 to 4, more reads better and slower
 
     Returns:
         the score
@@ -220,7 +230,7 @@ def read_music(
     try:
         if form not in ("musicxml", "lmx"):
             raise ValueError(f"unknown form {form!r}; choose musicxml or lmx")
-        how = Decoding(beam, temperature, top_k, top_p, grammar, seed, MAX_TOKENS, second_look)
+        how = Decoding(beam, temperature, top_k, top_p, grammar, seed, MAX_TOKENS, second_look, shifts)
         numbers = wanted_pages(picture["path"], pages)
         return reader().transcribe(picture["path"], pages=numbers, how=how).to_bytes(f".{form}").decode()
     except (ValueError, OSError) as e:
@@ -446,6 +456,10 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
                     second_look = gr.Checkbox(
                         True, label="Second look", info="at bars that do not add up", scale=3, elem_id="second-look"
                     )
+                    shifts = gr.Radio(
+                        [1, 2, 4], value=USUAL.shifts, label="Looks", info="averaged; more reads better and slower",
+                        scale=3, elem_id="shifts",
+                    )  # fmt: skip
                 with gr.Row():
                     beam = gr.Slider(2, 8, 4, step=1, label="Beam width", buttons=[], elem_id="beam")
                     temperature = gr.Slider(
@@ -533,7 +547,7 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
     with gr.Accordion("What is this", open=False):
         gr.Markdown(ABOUT)
 
-    how = [way, beam, temperature, top_k, top_p, grammar, seed, samples, pages, second_look]
+    how = [way, beam, temperature, top_k, top_p, grammar, seed, samples, pages, second_look, shifts]
     outputs = [status, original, score, tokens, *files, taken]
     belongings = [readings, lmx, xml, frames, boxes, line, gaze]
     read = {"fn": transcribe, "inputs": [picture, *how, boxes], "outputs": outputs}

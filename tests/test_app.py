@@ -509,7 +509,7 @@ def test_client_gets_growing_scores_and_files(client):
 
     described = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
     names = [p["parameter_name"] for p in described["/transcribe"]["parameters"]]
-    ways = "way beam temperature top_k top_p grammar seed samples pages second_look".split()
+    ways = "way beam temperature top_k top_p grammar seed samples pages second_look shifts".split()
     assert names == ["picture", *ways, "boxes"]
     assert list(described) == ["/transcribe", "/read_music"]
     names = {p["parameter_name"] for p in described["/read_music"]["parameters"]}

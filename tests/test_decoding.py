@@ -11,6 +11,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from vitomr.data.batches import pad_pictures, prepare
 from vitomr.decoder import READERS, Reader
 from vitomr.nn.decoding import (
+    SHIFTS,
+    Averaged,
     Decoded,
     Sampler,
     Session,
@@ -20,9 +22,11 @@ from vitomr.nn.decoding import (
     finish,
     greedy,
     likeliest,
+    moved,
     score,
     still_step,
     stream,
+    without_control,
     write,
 )
 from vitomr.nn.vit import Encoder
@@ -324,3 +328,65 @@ def test_settings_that_make_no_sense_are_named():
         Sampler(top_p=0.0)
     with pytest.raises(ValueError, match="max_tokens 0"):
         Session(Table(0), torch.zeros(1), 1, max_tokens=0)
+
+
+# several looks at one picture
+
+
+def test_a_moved_picture_is_the_same_further_down_and_right(pictures):
+    img, mask = pictures
+    for down, right in SHIFTS:
+        there, seen = moved(img, mask, down, right)
+        h, w = img.shape[2:]
+        assert there.shape[2:] == (16 * seen.shape[1], 16 * seen.shape[2])
+        assert torch.equal(there[:, :, down : down + h, right : right + w], img)
+        assert (there[:, :, :down] == 255).all() and (there[:, :, :, :right] == 255).all()
+        grown = torch.zeros(len(img), *there.shape[2:], dtype=torch.bool)  # pixels of patches that count
+        grown[:, down : down + h, right : right + w] = mask.repeat_interleave(16, 1).repeat_interleave(16, 2)
+        by_patch = grown.unflatten(1, (-1, 16)).unflatten(3, (-1, 16)).any(4).any(2)
+        assert torch.equal(by_patch, seen)
+
+
+def test_one_look_where_it_stands_is_the_reader_itself(reader, pictures):
+    for sampler in SAMPLERS[:4]:
+        a, b = (
+            write(m, *pictures, sampler, copies=2, max_tokens=60, generator=rng())
+            for m in (reader, Averaged(reader, SHIFTS[:1]))
+        )
+        same(a, b, atol=1e-5)
+
+
+def test_several_looks_write_by_the_mean_of_what_each_would_say(reader, pictures):
+    "By an independent way: the tokens given, each place scored by itself."
+    both = Averaged(reader, SHIFTS[:3])
+    read = greedy(both, *pictures, max_tokens=60)
+    before = torch.cat([torch.full_like(read.tokens[:, :1], BOS_ID), read.tokens[:, :-1]], 1)
+    told = [reader.decode(before, reader.encode(*moved(*pictures, *s))) for s in SHIFTS[:3]]
+    mean = without_control(torch.stack([x.float().log_softmax(-1) for x in told]).mean(0)).log_softmax(-1)
+    was = read.tokens != PAD_ID
+    assert torch.equal(mean.argmax(-1)[was], read.tokens[was])
+    chosen = mean.gather(2, read.tokens[..., None])[..., 0]
+    torch.testing.assert_close(chosen[was], read.logp[was], atol=1e-4, rtol=0)
+    alone = greedy(reader, *pictures, max_tokens=60)
+    assert [alone.ids(i) for i in range(5)] != [read.ids(i) for i in range(5)], "the test would show nothing"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS[:4], ids=str)
+def test_several_looks_in_every_loop(reader, pictures, sampler):
+    both, options = Averaged(reader), {"copies": 3, "max_tokens": 60}
+    plain = write(both, *pictures, sampler, **options, generator=rng(), cached=False, compact=False)
+    for how in ({}, {"compact": False}, {"still": True}):
+        same(write(both, *pictures, sampler, **options, generator=rng(), **how), plain)
+
+
+def test_several_looks_and_a_beam_or_a_beginning(reader, pictures):
+    both = Averaged(reader)
+    plain = greedy(both, *pictures, max_tokens=60)
+    for i, (ids, logp) in enumerate(beam(both, *pictures, width=1, max_tokens=60)):
+        assert ids == plain.ids(i) and logp == pytest.approx(float(plain.logp[i].sum()), abs=1e-3)
+    wide = [beam(both, *pictures, width=4, max_tokens=60, cached=cached) for cached in (True, False)]
+    assert [ids for ids, _ in wide[0]] == [ids for ids, _ in wide[1]]
+    memory = both.take(both.encode(*pictures), torch.tensor([2]))
+    begun = plain.ids(2)[:5]
+    rest, _ = finish(both, memory, begun, max_tokens=60)
+    assert begun + rest == plain.ids(2)

@@ -150,7 +150,7 @@ def test_a_beam_of_one_draws_and_the_default_agree_with_themselves(untrained, im
 @pytest.mark.parametrize("grammar", ["none", "time"])
 def test_a_beam_tells_how_likely_its_tokens_are(untrained, imgs, grammar):
     "Their sum is what the search itself found, so a beam that ended is no less likely than the greedy reading."
-    how = Decoding(beam=3, grammar=grammar, max_tokens=30)
+    how = Decoding(beam=3, grammar=grammar, max_tokens=30, shifts=1)
     pixels, mask = pad_pictures(imgs)
     rules = how.rules and how.rules.tracker(9, budget=30)
     found = beam(untrained.model, pixels, mask, width=3, max_tokens=30, rules=rules)
@@ -179,6 +179,8 @@ def test_with_the_grammar_an_untrained_reader_writes_without_error(untrained, im
         ({"top_k": 5}, "top_k 5.*temperature"),
         ({"max_tokens": 0}, "max_tokens 0"),
         ({"second_look": -1}, "second_look -1"),
+        ({"shifts": 0}, "shifts 0.*1 .*4"),
+        ({"shifts": 5}, "shifts 5"),
     ],
 )
 def test_bad_ways_are_one_line(how, says):

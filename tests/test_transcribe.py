@@ -8,7 +8,6 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import music21
@@ -548,7 +547,7 @@ def again(text: str, doubts: dict, **how) -> tuple[Transcription, Transcription]
     "Before and after."
     script = Script(text, doubts)
     before, line = script.line(), script.line()
-    look_again(script, SimpleNamespace(mask=torch.ones(1, 1, dtype=torch.bool)), line, Decoding(**how))
+    look_again(script, None, line, Decoding(**how))
     return before, line
 
 
@@ -568,7 +567,7 @@ def test_what_is_far_less_likely_is_not_read_instead(other, is_taken):
     line = script.line()
     line.logp = [0.0] * len(line.tokens)
     line.logp[10] = float(np.log(0.6 / (0.6 + other)))
-    look_again(script, SimpleNamespace(mask=torch.ones(1, 1, dtype=torch.bool)), line, Decoding())
+    look_again(script, None, line, Decoding())
     assert (line.tokens == FOURS.split()) == is_taken == bool(line.n_again)
 
 

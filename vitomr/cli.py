@@ -138,6 +138,10 @@ def reading_options() -> argparse.ArgumentParser:
         "--second-look", type=int, default=8, metavar="WIDTH",
         help="of the beam that reads bars again which do not add up; 0: they stay as they are",
     )  # fmt: skip
+    r.add_argument(
+        "--shifts", type=int, default=2, metavar="PLACES",
+        help="show each line at so many places on the grid of patches and read the mean of them; 1 is fastest, 4 reads best",
+    )  # fmt: skip
     return r
 
 

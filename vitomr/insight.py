@@ -18,7 +18,7 @@ from lmx.linearization import vocabulary as V
 from .data.batches import PATCH, pad_pictures
 from .nn.decoding import without_control
 from .notation.lmx import BOS_ID, EOS_ID, analyse, encode
-from .transcribe import Transcriber
+from .transcribe import USUAL, Decoding, Transcriber
 
 # %% ../nbs/insight.ipynb #bb9670e7
 @dataclass
@@ -28,6 +28,7 @@ class Look:
     tokens: list[str]
     logp: np.ndarray  # float32 (T + 1,), of each token and of the end after them
     attention: np.ndarray  # float32 (T, h, w), how much of the look at each token fell on each patch
+    shifts: int = 1  # of `Decoding`: the likelihoods are a mean over so many places, the attention is that of the first
 
     @property
     def score(self) -> float:
@@ -40,15 +41,19 @@ def look(
     transcriber: Transcriber,
     img: np.ndarray,  # uint8 (H, W) in normal form
     tokens: Sequence[str],  # LMX, from the reader or from a person
+    shifts: int = USUAL.shifts,  # how often the picture is shown, as in `Decoding`
 ) -> Look:
     "Ask the model about a reading. Raises ValueError for tokens outside the vocabulary."
     ids = torch.tensor([[BOS_ID, *encode(list(tokens)), EOS_ID]], device=transcriber.device)
     pixels, mask = (x.to(transcriber.device) for x in pad_pictures([img]))
     logits, maps = transcriber.model.decode_guided(ids[:, :-1], transcriber.model.encode(pixels, mask))
+    if shifts > 1:
+        writer = Decoding(shifts=shifts).writer(transcriber.model)
+        logits = writer.decode(ids[:, :-1], writer.encode(pixels, mask))
     logp = without_control(logits).log_softmax(-1).gather(2, ids[:, 1:, None])[0, :, 0]
     seen = torch.stack([m.float().softmax(-1) for m in maps]).mean(0)[0, :-1]  # (T, L)
     seen = rearrange(seen, "t (h w) -> t h w", h=mask.shape[1])
-    return Look(list(tokens), logp.float().cpu().numpy(), seen.cpu().numpy())
+    return Look(list(tokens), logp.float().cpu().numpy(), seen.cpu().numpy(), shifts)
 
 # %% ../nbs/insight.ipynb #60d271f2
 @dataclass

@@ -24,7 +24,7 @@ import torch
 import vitomr
 from .data.batches import PATCH, pad_pictures
 from .decoder import Reader, WeightsError, load_reader
-from .nn.decoding import Sampler, beam_steps, finish, likeliest, score, stream
+from .nn.decoding import SHIFTS, Averaged, Sampler, Writer, beam_steps, finish, likeliest, score, stream
 from .nn.kernels import quantise
 from .notation.engrave import midi_bytes, render_svg, toolkit
 from .notation.grammar import Grammar
@@ -100,6 +100,7 @@ class Transcription(Savable):
     picture: np.ndarray  # uint8 (H, W), the normal form that was read
     truncated: bool = False  # stopped at the token limit
     n_again: int = 0  # bars that a second look read in another way
+    shifts: int = 1  # places on the grid of patches at which it was shown
     n_staves: int = 1  # of the part that was found on the page
     box: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1 px of the level page; None for a picture of one line
 
@@ -271,6 +272,7 @@ class Decoding:
     seed: int = 0  # of draws
     max_tokens: int = 1024  # of one line
     second_look: int = 8  # beam width of a second look at bars that do not add up; 0: they stay
+    shifts: int = 2  # at how many places on the grid of patches a line is shown; what is read is their mean
 
     def __post_init__(self):
         if self.grammar not in GRAMMARS:
@@ -281,6 +283,8 @@ class Decoding:
             raise ValueError(f"top_k {self.top_k}, top_p {self.top_p:g} narrow draws; give a temperature above 0, too")
         if self.max_tokens < 1 or self.second_look < 0:
             raise ValueError(f"max_tokens {self.max_tokens}, second_look {self.second_look}; expected 1, 0 or more")
+        if not 1 <= self.shifts <= len(SHIFTS):
+            raise ValueError(f"shifts {self.shifts}; expected 1 (as it stands) to {len(SHIFTS)} places")
 
     @property
     def sampler(self) -> Sampler:
@@ -294,6 +298,10 @@ class Decoding:
     def looks_twice(self) -> bool:
         "A draw stays what was drawn, and under a grammar the reader could not have written otherwise."
         return self.second_look > 0 and self.temperature == 0 and self.grammar == "none"
+
+    def writer(self, model: Reader) -> Writer:
+        "The reader, shown a line as often as asked for."
+        return Averaged(model, SHIFTS[: self.shifts]) if self.shifts > 1 else model
 
 
 USUAL = Decoding()
@@ -323,7 +331,7 @@ def batches(
 _MEASURE = VOCABULARY.index("measure")
 
 
-def _steps(model: Reader, lines: list[Transcription], pixels: torch.Tensor, mask: torch.Tensor, how: Decoding, memory):
+def _steps(model: Writer, lines: list[Transcription], pixels: torch.Tensor, mask: torch.Tensor, how: Decoding, memory):
     "Token by token; tell each bar before the next begins, and each line when it is done."
     columns = stream(
         model, pixels, mask, how.sampler, max_tokens=how.max_tokens, memory=memory,
@@ -370,7 +378,7 @@ def _masks(rules: Grammar, rows: np.ndarray, budget: int) -> np.ndarray:  # (R, 
     return np.stack(found, 1)
 
 
-def _search(model: Reader, lines: list[Transcription], pixels: torch.Tensor, mask: torch.Tensor, how: Decoding, memory):
+def _search(model: Writer, lines: list[Transcription], pixels: torch.Tensor, mask: torch.Tensor, how: Decoding, memory):
     "The best of a beam: until it is known, the likeliest beginning at each new bar."
     rules = how.rules and how.rules.tracker(len(lines) * how.beam, budget=how.max_tokens)
     found = yield from _beginnings(
@@ -411,13 +419,14 @@ def _accepts(tokens: list[str], bar: int, start: int, end: int) -> Callable[[lis
 
 # %% ../nbs/05_transcribe.ipynb #57e286f5
 def look_again(
-    model: Reader,
+    model: Writer,
     memory,  # of the picture of the line
     line: Transcription,  # changed in place
     how: Decoding,
+    device: torch.device | str = "cpu",
 ) -> None:
     "Read bars that do not add up a second time, and what follows them."
-    at, device = 0, memory.mask.device
+    at = 0
     while not line.truncated and (odd := _odd_bar(line.tokens, at)):
         at, start, end = odd[0] + 1, *odd[1:]
         found = likeliest(
@@ -442,12 +451,14 @@ def write_lines(
     how: Decoding = USUAL,
 ) -> Iterator[tuple[str, Transcription]]:  # bar, line or again, and which
     "Write all lines at once, and tell what is new."
-    model = transcriber.model
+    model = how.writer(transcriber.model)
+    for line in lines:
+        line.shifts = how.shifts
     pixels, mask = (x.to(transcriber.device) for x in pad_pictures([line.picture for line in lines]))
     memory = model.encode(pixels, mask)
     yield from (_search if how.beam > 1 else _steps)(model, lines, pixels, mask, how, memory)
     for i, line in enumerate(lines if how.looks_twice else ()):
-        look_again(model, model.take(memory, torch.tensor([i], device=pixels.device)), line, how)
+        look_again(model, model.take(memory, torch.tensor([i], device=pixels.device)), line, how, pixels.device)
         if line.n_again:
             yield "again", line
 

@@ -74,7 +74,8 @@ def seen_lines(transcriber: Transcriber, document: Document) -> list[list[Seen]]
                 crops = [crop(page.page, p, space=space) for p in parts_of]
                 ways = [_back(c.matrix, page.page.level.to_picture) for c in crops]
             lines = zip(system.lines, ways, strict=True)
-            found.append([Seen(look(transcriber, x.picture, x.tokens), x.picture, w, x.n_staves) for x, w in lines])
+            looks = [look(transcriber, line.picture, line.tokens, line.shifts) for line in system.lines]
+            found.append([Seen(s, x.picture, w, x.n_staves) for s, (x, w) in zip(looks, lines, strict=True)])
     return found
 
 # %% ../nbs/views.ipynb #d6317d8e
@@ -413,7 +414,7 @@ def with_lmx(transcriber: Transcriber, sheet: Sheet, text: str) -> Sheet:
         if len(line) > MAX_TRUTH_TOKENS:
             raise ValueError(f"line {number} has {len(line)} tokens; at most {MAX_TRUTH_TOKENS} are engraved")
     lines = iter(tokens)
-    systems = [[replace(x, look=look(transcriber, x.img, next(lines))) for x in system] for system in sheet.systems]
+    systems = [[replace(x, look=look(transcriber, x.img, next(lines), x.look.shifts)) for x in s] for s in sheet.systems]
     return Sheet(sheet.document, systems)
 
 
@@ -430,7 +431,8 @@ def with_musicxml(transcriber: Transcriber, sheet: Sheet, text: str) -> Sheet:
         note.set("id", f"n{i}")
     line = linearise(found[0].element, strict=False)
     (only,) = sheet.lines
-    edited = Sheet(sheet.document, [[replace(only, look=look(transcriber, only.img, line.tokens))]], score)
+    seen = look(transcriber, only.img, line.tokens, only.look.shifts)
+    edited = Sheet(sheet.document, [[replace(only, look=seen)]], score)
     roots = [s.position for s in symbols(edited.lines[0].look)]
     edited.made.notes = {line.note[at]: (0, 0, at) for at in roots if line.note[at]}
     return edited

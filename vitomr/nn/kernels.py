@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Matrix', 'linear', 'gelu', 'softmax', 'Block', 'decoder_step', 'Int8Linear', 'quantise', 'matrix', 'block_of',
-           'Steps']
+           'threads', 'Steps']
 
 # %% ../../nbs/nn/kernels.ipynb #1050c292
 import math
@@ -265,7 +265,10 @@ def _angles(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _threads(n: int) -> ThreadPoolExecutor:
+def threads(
+    n: int,
+) -> ThreadPoolExecutor:
+    "Workers for parts of a step, made once."
     return ThreadPoolExecutor(n, thread_name_prefix="decode")
 
 
@@ -315,5 +318,5 @@ class Steps:
             return decoder_step(x[r], *self.weights, keys, self.mask[p], own, t, cos, sin)
 
         parts = _parts(len(self.mask), len(x), n if len(x) > 1 else 1)
-        done = [share(parts[0])] if len(parts) == 1 else list(_threads(n).map(share, parts))
+        done = [share(parts[0])] if len(parts) == 1 else list(threads(n).map(share, parts))
         return torch.from_numpy(done[0] if len(done) == 1 else np.concatenate(done))
