@@ -256,16 +256,18 @@ def test_weights_can_be_the_mean_of_a_run_and_what_it_began_with(shards, tmp_pat
     begun = Reader(SMALL.reader)
     save_reader(begun, tmp_path / "begun", dtype=torch.float32)
     after = train(SMALL, shards.folder, tmp_path / "run", init=tmp_path / "begun").state_dict()
-    for name, given in {"mean": ["--mean-with", str(tmp_path / "begun")], "plain": []}.items():
+    with_begun = ["--mean-with", str(tmp_path / "begun")]
+    for name, given in {"mean": with_begun, "mostly": 3 * with_begun, "plain": []}.items():
         assert main(["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / name), *given]) == 0
-    mean, plain = (load_reader(tmp_path / name).state_dict() for name in ("mean", "plain"))
+    mean, mostly, plain = (load_reader(tmp_path / name).state_dict() for name in ("mean", "mostly", "plain"))
     for k, v in begun.state_dict().items():
         torch.testing.assert_close(mean[k], (v + after[k]) / 2, rtol=0.01, atol=1e-3)  # kept in bfloat16
+        torch.testing.assert_close(mostly[k], (3 * v + after[k]) / 4, rtol=0.01, atol=1e-3)
         torch.testing.assert_close(plain[k], after[k], rtol=0.01, atol=1e-3)
     assert any(not torch.equal(mean[k], plain[k]) for k in mean)
     save_reader(Reader(replace(SMALL.reader, d_decoder=64)), tmp_path / "other")
     with pytest.raises(WeightsError, match="another shape"):
-        export_run(tmp_path / "run", tmp_path / "x", tmp_path / "other")
+        export_run(tmp_path / "run", tmp_path / "x", [tmp_path / "other"])
 
 
 def test_patience_without_the_figure_it_watches_is_named(shards, tmp_path):

@@ -104,7 +104,8 @@ def parser() -> argparse.ArgumentParser:
     x = commands.add_parser("export", help="the averaged weights of a run, finished or not")
     x.add_argument("--run", dest="run_dir", type=Path, required=True, help="a run folder")
     x.add_argument("--out", type=Path, required=True, help="a weights folder")
-    x.add_argument("--mean-with", type=Path, metavar="FOLDER", help="decoder: weights to take the mean with, as --init")
+    x.add_argument("--mean-with", type=Path, action="append", default=[], metavar="FOLDER",
+                   help="decoder: weights to take the mean with, as --init; several times for several, or for more weight")  # fmt: skip
     x.set_defaults(run=export)
 
     e = commands.add_parser("evaluate", parents=[reading], help="how well a reader reads: the field's figures with their intervals")

@@ -9,7 +9,7 @@ __all__ = ['READERS', 'TRAINING', 'ReaderConfig', 'DecoderBlock', 'Memory', 'Rea
 
 # %% ../nbs/01_decoder.ipynb #a3f7678c
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -454,17 +454,17 @@ def train(
 def export_run(
     run_dir: str | Path,  # a run folder with a checkpoint
     folder: str | Path,  # for the weights
-    other: str | Path | None = None,  # weights to take the mean with: those that the run began with
+    others: Sequence[str | Path] = (),  # weights to take the mean with: those that the run began with, other runs'
 ) -> Reader:
     "Write the averaged weights of a run (its best, with patience) and a thinned history. Raises `CheckpointError`."
     state = load_checkpoint(Path(run_dir) / "checkpoint.pt")
     model = Reader(ReaderConfig.from_dict(state["config"]["reader"]))
     weights = (state.get("patience") or {}).get("weights") or state["ema"]
-    if other:
-        begun = load_reader(other)
-        if begun.cfg != model.cfg:
-            raise WeightsError(f"the weights in {other} have another shape than the run's; no mean can be taken")
-        weights = {k: (v + begun.state_dict()[k]) / 2 for k, v in weights.items()}
+    readers = [load_reader(other) for other in others]
+    if wrong := [str(o) for o, r in zip(others, readers, strict=True) if r.cfg != model.cfg]:
+        raise WeightsError(f"the weights in {wrong[0]} have another shape than the run's; no mean can be taken")
+    beside = [r.state_dict() for r in readers]
+    weights = {k: sum([b[k] for b in beside], v) / (1 + len(beside)) for k, v in weights.items()}
     model.load_state_dict(weights)
     save_reader(model, folder)
     history = read_history(run_dir)
