@@ -414,7 +414,8 @@ def with_lmx(transcriber: Transcriber, sheet: Sheet, text: str) -> Sheet:
         if len(line) > MAX_TRUTH_TOKENS:
             raise ValueError(f"line {number} has {len(line)} tokens; at most {MAX_TRUTH_TOKENS} are engraved")
     lines = iter(tokens)
-    systems = [[replace(x, look=look(transcriber, x.img, next(lines), x.look.shifts)) for x in s] for s in sheet.systems]
+    seen = lambda x: look(transcriber, x.img, next(lines), x.look.shifts)
+    systems = [[replace(x, look=seen(x)) for x in system] for system in sheet.systems]
     return Sheet(sheet.document, systems)
 
 

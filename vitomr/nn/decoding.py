@@ -15,7 +15,6 @@ from functools import cache, partial
 from typing import Protocol
 
 import torch
-
 from torch import nn
 
 from .kernels import threads
