@@ -450,6 +450,7 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
                 with gr.Row():
                     way = gr.Radio(list(WAYS.items()), value="greedy", label="Choice of tokens", scale=4, elem_id="way")
                     grammar = gr.Radio(list(GRAMMARS), value="none", label="Grammar", scale=4, elem_id="grammar")
+                with gr.Row():
                     pages = gr.Textbox(
                         "", label="Pages of a PDF", placeholder="all, or 1-3,7", scale=3, elem_id="pages"
                     )
@@ -457,7 +458,7 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
                         True, label="Second look", info="at bars that do not add up", scale=3, elem_id="second-look"
                     )
                     shifts = gr.Radio(
-                        [1, 2, 4], value=USUAL.shifts, label="Looks", info="averaged; more reads better and slower",
+                        [1, 2, 4], value=USUAL.shifts, label="Looks", info="moved and averaged; more is slower",
                         scale=3, elem_id="shifts",
                     )  # fmt: skip
                 with gr.Row():
