@@ -442,13 +442,15 @@ def test_a_page_its_systems_and_a_pdf(visit, sheet_of_two, tmp_path):
     page.locator("#frames rect.box").nth(1).click()
     page.keyboard.press("Delete")
     page.click("#reread")
-    page.locator("#status p.done", has_text="4 bars,").wait_for()  # not while it is still being read
+    visit.wait("#status p.done:has-text('4 bars,')")  # not while it is still being read
     assert page.locator("#original polygon.bar").count() == 4
     pdf = tmp_path / "two pages.pdf"
     Image.open(sheet_of_two).save(pdf, resolution=200, save_all=True, append_images=[Image.open(sheet_of_two)])
     page.get_by_role("button", name="How to read").click()
+    visit.wait("#pages")  # the fields of a fold that opens are drawn anew, and empty
     page.locator("#pages input, #pages textarea").fill("2")
-    page.keyboard.press("Tab")
+    page.evaluate(SETTLED, 300)
+    assert page.locator("#pages input, #pages textarea").input_value() == "2"
     page.set_input_files("input[type=file][accept*=pdf]", pdf)
     page.get_by_text("2 systems, 8 bars").wait_for()
 
