@@ -6,7 +6,6 @@ import xml.etree.ElementTree as ET
 import zipfile
 from collections import Counter, deque
 from dataclasses import replace
-from fractions import Fraction
 from itertools import product
 
 import music21
@@ -52,6 +51,7 @@ from vitomr.notation.score import (
     mxl_bytes,
     parse_xml,
     parts,
+    placed_notes,
 )
 
 
@@ -361,19 +361,9 @@ def piano_of(name):
 
 
 def on_staff(part, staff):
-    "Time, pitch, length and voice of each note of one staff, bar by bar."
-    found = []
-    for bar, measure in enumerate(part.iterfind("measure")):
-        divisions = int(part.findtext("measure/attributes/divisions"))
-        at = onset = 0
-        for e in measure:
-            length = int(e.findtext("duration", "0"))
-            onset = onset if e.find("chord") is not None else at
-            at += {"note": length * (e.find("chord") is None), "forward": length, "backup": -length}.get(e.tag, 0)
-            if e.tag == "note" and e.findtext("staff") == staff:
-                pitch = tuple(e.findtext(f"pitch/{t}", "0") for t in ("step", "alter", "octave"))
-                found.append((bar, Fraction(onset, divisions), Fraction(length, divisions), pitch))
-    return found
+    "Bar, onset, end and pitch of each note of one staff."
+    pitch = lambda note: tuple(note.findtext(f"pitch/{t}", "0") for t in ("step", "alter", "octave"))
+    return [(*at, pitch(note)) for note, *at in placed_notes(part) if note.findtext("staff") == staff]
 
 
 def hidden(part):
@@ -428,7 +418,7 @@ def test_hands_that_do_not_fit_are_refused(piano, excerpts):
             other_hand(copy.deepcopy(piano), copy.deepcopy(other))
 
 
-def test_hands_of_two_songs_are_built_and_repeat(tmp_path):
+def test_hands_of_two_songs_are_built_and_repeat():
     mix = Mix(piano=1, hands=1, bars=(0, 1), rare=0, mixed=0)
     one, two = (songs_with_hands(mix) for _ in range(2))
     assert len(one) > 6 and all(np.array_equal(a.ids, b.ids) for a, b in zip(one, two, strict=True))
