@@ -1,6 +1,7 @@
 """Fine-tuning: what learns and how fast, scheduled sampling, accumulation, patience; and all of it together resumes."""
 
 import copy
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from vitomr.decoder import (
     WeightsError,
     dev_error,
     export_run,
+    grow,
     load_reader,
     mixed_input,
     own_embeddings,
@@ -268,6 +270,52 @@ def test_weights_can_be_the_mean_of_a_run_and_what_it_began_with(shards, tmp_pat
     save_reader(Reader(replace(SMALL.reader, d_decoder=64)), tmp_path / "other")
     with pytest.raises(WeightsError, match="another shape"):
         export_run(tmp_path / "run", tmp_path / "x", [tmp_path / "other"])
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_a_grown_reader_sees_what_it_saw_and_every_layer_learns(batch, layers):
+    torch.manual_seed(5)
+    small = Reader(READERS["smoke"]).eval()
+    deep = grow(small, replace(small.cfg, encoder_layers=layers, staff_space=8.0))
+    assert len(deep.encoder.blocks) == layers and deep.cfg.staff_space == 8.0 and not deep.training
+    with torch.no_grad():
+        assert torch.equal(deep.see(batch.img, batch.mask), small.see(batch.img, batch.mask))
+    old = copy.deepcopy(deep)
+    Losses()(deep.train(), batch, 0)[0].backward()
+    torch.optim.SGD(deep.parameters(), lr=1.0).step()
+    moved = {n for (n, a), b in zip(deep.named_parameters(), old.parameters(), strict=True) if not torch.equal(a, b)}
+    assert {f"encoder.blocks.{i}.mlp.fc2.weight" for i in range(layers)} <= moved
+
+
+def test_a_reader_grows_in_two_ways_only():
+    two = Reader(replace(READERS["smoke"], encoder_layers=2))
+    with pytest.raises(ValueError, match="1 encoder layers for a reader of 2: layers can be added"):
+        grow(two, READERS["smoke"])
+    with pytest.raises(ValueError, match="d_decoder, vocabulary_size differ"):
+        grow(two, replace(two.cfg, d_decoder=64, vocabulary_size=9, staff_space=7.0))
+
+
+def test_training_goes_on_with_a_grown_reader(shards, tmp_path, capsys):
+    torch.manual_seed(5)
+    save_reader(Reader(SMALL.reader), tmp_path / "begun", dtype=torch.float32)
+    call = ["train", "--preset", "smoke", "--data", str(shards.folder), "--steps", "3", "--init"]
+    from_begun = [*call, str(tmp_path / "begun")]
+    given = ["--encoder-layers", "3", "--staff-space", "8"]
+    assert main([*from_begun, *given, "--out", str(tmp_path / "run")]) == 0
+    assert main(["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "weights")]) == 0
+    cfg = load_reader(tmp_path / "weights").cfg
+    assert (cfg.encoder_layers, cfg.staff_space) == (3, 8.0)
+    call += [str(tmp_path / "weights")]
+    assert main([*call, "--out", str(tmp_path / "on")]) == 0  # the shape is that of --init
+    assert json.loads((tmp_path / "on" / "config.json").read_text())["reader"]["encoder_layers"] == 3
+    capsys.readouterr()
+    for name, value, said in (
+        ("--encoder-layers", "2", "2 encoder layers for a reader of 3"),
+        ("--encoder-layers", "0", "1 to 48"),
+        ("--staff-space", "nan", "4 to 16 px"),
+    ):
+        assert main([*call, name, value, "--out", str(tmp_path / "no")]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_patience_without_the_figure_it_watches_is_named(shards, tmp_path):

@@ -88,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--lr", type=float, help="peak learning rate, instead of the preset's")
     r.add_argument("--seed", type=int, help="of order, pictures and fresh weights, instead of the preset's")
     r.add_argument("--init", type=Path, help="a weights folder to start from")
+    r.add_argument("--encoder-layers", type=int,
+                   help="decoder: layers of the encoder; those that --init lacks add nothing at the start")  # fmt: skip
+    r.add_argument("--staff-space", type=float, help="decoder: px a staff space of the pictures that it will read")
     r.add_argument("--encoder", type=Path, help="decoder: pretrained weights of the encoder alone, as mae writes them")
     r.add_argument("--tuned", type=int, help="decoder: upper encoder layers that learn, 0 for none; all when left out")
     r.add_argument("--layer-decay", type=float, help="decoder: learning rate of an encoder layer, share of the next one's")
@@ -349,9 +352,24 @@ def train_decoder(args, on_log) -> None:
     loop = replace(cfg.loop, **{k: v for k, v in given.items() if v is not None})
     losses = replace(cfg.losses, scheduled=loop.steps) if args.scheduled else cfg.losses
     plan, workers = _fed(cfg, args)
-    cfg = replace(cfg, loop=loop, losses=losses, tuned=args.tuned, plan=plan, workers=workers)
+    shape = _shape(cfg.reader, args)
+    cfg = replace(cfg, reader=shape, loop=loop, losses=losses, tuned=args.tuned, plan=plan, workers=workers)
     sources = {"init": args.init, "encoder": args.encoder, "dev": args.dev}
     fit_reader(cfg, args.data[0], args.out, **sources, on_log=on_log)
+
+
+def _shape(preset, args):
+    "The shape of the reader: that of --init or else the preset's, with what was given instead."
+    from vitomr.decoder import load_reader
+
+    shape = load_reader(args.init).cfg if args.init else preset
+    layers, space = args.encoder_layers, args.staff_space
+    if layers is not None and not 1 <= layers <= 48:
+        raise ValueError(f"--encoder-layers {layers}; 1 to 48 are possible")
+    if space is not None and not 4 <= space <= 16:  # NaN, too
+        raise ValueError(f"--staff-space {space:g}; 4 to 16 px are possible")
+    given = {"encoder_layers": layers, "staff_space": space}
+    return replace(shape, **{k: v for k, v in given.items() if v is not None})
 
 
 def _fed(cfg, args) -> tuple:

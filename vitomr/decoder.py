@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['READERS', 'TRAINING', 'ReaderConfig', 'DecoderBlock', 'Memory', 'Reader', 'symbol_loss', 'gaze_loss', 'sampling_at',
-           'own_embeddings', 'mixed_input', 'Losses', 'save_reader', 'WeightsError', 'load_reader', 'tune', 'dev_error',
-           'TrainConfig', 'train', 'export_run']
+           'own_embeddings', 'mixed_input', 'Losses', 'save_reader', 'WeightsError', 'load_reader', 'grow', 'tune',
+           'dev_error', 'TrainConfig', 'train', 'export_run']
 
 # %% ../nbs/01_decoder.ipynb #a3f7678c
 import json
@@ -326,6 +326,33 @@ def load_reader(
         raise WeightsError(f"the weights in {folder} cannot be loaded: {str(e).splitlines()[0][:160]}") from e
     return model.eval()
 
+# %% ../nbs/01_decoder.ipynb #ec93ff7a
+def grow(
+    reader: Reader,  # left as it is
+    cfg: ReaderConfig,  # the reader's own, but for encoder_layers and staff_space
+) -> Reader:
+    "A reader with more encoder layers, or for larger pictures; new layers add nothing yet. Raises ValueError."
+    n, wanted = reader.cfg.encoder_layers, cfg.encoder_layers
+    if other := [k for k, v in asdict(reader.cfg).items() if v != asdict(cfg)[k]]:
+        if fixed := set(other) - {"encoder_layers", "staff_space"}:
+            raise ValueError(f"a reader can grow in encoder_layers and staff_space; {', '.join(sorted(fixed))} differ")
+    if wanted < n:
+        raise ValueError(f"{wanted} encoder layers for a reader of {n}: layers can be added, not taken away")
+    place = [i * (wanted - 1) // max(1, n - 1) for i in range(n)]  # of the old layers: spread evenly
+    grown = Reader(cfg)
+    state = grown.state_dict()
+    for i in set(range(wanted)) - set(place):
+        for last in ("attn.proj", "mlp.fc2"):
+            state[f"encoder.blocks.{i}.{last}.weight"].zero_()
+            state[f"encoder.blocks.{i}.{last}.bias"].zero_()
+    for name, w in reader.state_dict().items():
+        if name.startswith("encoder.blocks."):
+            _, _, i, rest = name.split(".", 3)
+            name = f"encoder.blocks.{place[int(i)]}.{rest}"
+        state[name] = w
+    grown.load_state_dict(state)
+    return grown.eval()
+
 # %% ../nbs/01_decoder.ipynb #837384c9
 def tune(
     model: Reader,  # changed in place
@@ -409,7 +436,7 @@ def train(
     shards: str | Path,  # folder that `vitomr data build` wrote
     run_dir: str | Path,  # run folder; resumed when it holds a checkpoint
     *,
-    init: str | Path | None = None,  # a weights folder to start from
+    init: str | Path | None = None,  # a weights folder to start from, see `grow`
     encoder: str | Path | None = None,  # pretrained weights of the encoder alone, see mae.load_encoder
     dev: str | Path | None = None,  # a folder of shards to look at now and then, see `dev_error`
     device: str | None = None,
@@ -418,9 +445,7 @@ def train(
     "Train a reader; returns it with its averaged weights."
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(cfg.loop.seed)
-    model = Reader(cfg.reader)
-    if init:
-        model.load_state_dict(load_reader(init).state_dict())
+    model = grow(load_reader(init), cfg.reader) if init else Reader(cfg.reader)
     if encoder:
         from vitomr.mae import load_encoder
 
