@@ -10,8 +10,9 @@ The last column is the share of the machine's limit: the longer of the time to r
 weights, the pictures' keys and values, the tokens' own) at the bandwidth of a large sum, and the time to multiply what
 it must multiply at the rate of a large float32 product, both measured in the same run with the same threads.
 The line int8 is the same reader with its weights in eight bits, reading the same pictures.
-On a GPU, vitomr's step is replayed as one CUDA graph; "launched" is the loop with a growing cache, each operation of
-which Python asks for; "compiled" replays a step that torch.compile has fused (--compile; on a CPU it is fused only).
+On a GPU, vitomr's line is the loop of one shape, "launched" the one with a growing cache; of both Python asks for each
+operation. "compiled" replays, as one CUDA graph, a step that torch.compile has fused (--compile; on a CPU it is fused
+only).
 Eight bits are for a CPU.
 Hugging Face's line needs a package that the project does not: pip install transformers
 """
