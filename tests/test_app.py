@@ -356,8 +356,9 @@ def test_draws_are_ranked_and_compared(visit):
     first = visit.example("Schumann, voice")
     page.wait_for_selector("#readings input >> nth=2")
     labels = page.locator("#readings label").all_inner_texts()
-    scores = [float(re.search(r"\N{MINUS SIGN}(\d\.\d+)", text)[1]) for text in labels]
-    assert scores == sorted(scores) and page.locator("#readings input").first.is_checked()
+    found = [re.search(r"\N{MINUS SIGN}?\d\.\d{3}", text)[0] for text in labels]
+    scores = [float(x.replace("\N{MINUS SIGN}", "-")) for x in found]
+    assert scores == sorted(scores, reverse=True) and page.locator("#readings input").first.is_checked()
     page.locator("#readings input").nth(2).click()
     page.wait_for_timeout(1500)
     assert visit.tokens() != first or scores[0] == scores[2]

@@ -70,9 +70,9 @@ def test_second_look_agrees_with_the_first(transcriber, sheet):
 
 
 def test_bars_follow_each_other(sheet):
-    found = symbols(sheet.lines[0].look)
-    spans = bar_spans(found, 6, 700.0)
-    assert spans[4:] == [None, None] and spans[0][0] == 0 and spans[3][1] == 700
+    found, width = symbols(sheet.lines[0].look), sheet.lines[0].img.shape[1]
+    spans = bar_spans(found, 6, width)
+    assert spans[4:] == [None, None] and spans[0][0] == 0 and spans[3][1] == width
     assert [a[1] for a in spans[:3]] == [b[0] for b in spans[1:4]]
     assert bar_spans([], 2, 100.0) == [None, None]
 

@@ -128,7 +128,7 @@ def bar_spans(
     found: Sequence[Symbol],
     n_bars: int,
     width: float,  # px of the picture
-    lead: float = 9.0,  # px before the first symbol that belong to its bar
+    lead: float = 12.0,  # px before the first symbol that belong to its bar: 1.5 staff spaces of the packaged reader
 ) -> list[tuple[float, float] | None]:  # x0, x1 px; None for a bar of which nothing was seen
     "The stretch of the picture that each bar takes."
     starts: dict[int, float] = {}
