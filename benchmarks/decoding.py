@@ -30,7 +30,7 @@ from vitomr.nn.kernels import quantise
 from vitomr.notation.lmx import EOS_ID
 from vitomr.transcribe import Transcriber
 
-H, W = 10, 40  # patches of a picture: two bars of piano at 8 px a staff space
+H, W = 13, 53  # patches of a picture: three bars of piano at 8 px a staff space
 
 
 def hugging_face(cfg, vocabulary: int):
