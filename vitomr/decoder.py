@@ -333,9 +333,9 @@ def grow(
 ) -> Reader:
     "A reader with more encoder layers, or for larger pictures; new layers add nothing yet. Raises ValueError."
     n, wanted = reader.cfg.encoder_layers, cfg.encoder_layers
-    if other := [k for k, v in asdict(reader.cfg).items() if v != asdict(cfg)[k]]:
-        if fixed := set(other) - {"encoder_layers", "staff_space"}:
-            raise ValueError(f"a reader can grow in encoder_layers and staff_space; {', '.join(sorted(fixed))} differ")
+    same = replace(cfg, encoder_layers=n, staff_space=reader.cfg.staff_space)
+    if other := [k for k, v in asdict(reader.cfg).items() if v != asdict(same)[k]]:
+        raise ValueError(f"a reader can grow in encoder_layers and staff_space; {', '.join(other)} differ")
     if wanted < n:
         raise ValueError(f"{wanted} encoder layers for a reader of {n}: layers can be added, not taken away")
     place = [i * (wanted - 1) // max(1, n - 1) for i in range(n)]  # of the old layers: spread evenly
@@ -430,6 +430,18 @@ TRAINING = {
     ),
 }
 
+# %% ../nbs/01_decoder.ipynb #a77866dc
+def _begin(cfg: TrainConfig, init: str | Path | None, encoder: str | Path | None) -> Reader:
+    "Fresh weights, or those that a run starts from, and what of them learns."
+    torch.manual_seed(cfg.loop.seed)
+    model = grow(load_reader(init), cfg.reader) if init else Reader(cfg.reader)
+    if encoder:
+        from vitomr.mae import load_encoder
+
+        load_encoder(model.encoder, encoder)
+    tune(model, cfg.tuned)
+    return model
+
 # %% ../nbs/01_decoder.ipynb #2011c696
 def train(
     cfg: TrainConfig,
@@ -444,13 +456,7 @@ def train(
 ) -> Reader:
     "Train a reader; returns it with its averaged weights."
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(cfg.loop.seed)
-    model = grow(load_reader(init), cfg.reader) if init else Reader(cfg.reader)
-    if encoder:
-        from vitomr.mae import load_encoder
-
-        load_encoder(model.encoder, encoder)
-    tune(model, cfg.tuned)
+    model = _begin(cfg, init, encoder)
     k, lengths = cfg.loop.accumulate, cfg.plan.lengths
     if init:  # it reads already: no short excerpts first
         lengths = ((0, lengths[-1][1]),)
