@@ -3,9 +3,10 @@
     python benchmarks/grpo_result.py --data data/train --dev data/dev --work runs/grpo_result --steps 600
 
 Arms, for each seed: `vitomr` and `notes` (rewards of preset `tiny`), then `supervised`, which goes on with teacher
-forcing for as many CPU seconds as the `vitomr` arm of its seed took. Each arm is evaluated on the same dev excerpts,
-free-running and greedy, and written to --out as soon as it is done. Killed and started again it goes on, inside an
-arm too.
+forcing for as many CPU seconds as the `vitomr` arm of its seed took. With --control-data it goes on with those
+excerpts, such as it was taught with before, and an arm `taught` is told the whole truth of --data.
+Each arm is evaluated on the same dev excerpts, free-running and greedy, and written to --out as soon as it is done.
+Killed and started again it goes on, inside an arm too.
 With --hard 1500 that many excerpts are read first, greedily, and practice keeps those read with some errors and not
 with errors only: where all is right there is nothing to choose between. The supervised arm keeps all of --data.
 Options of GRPO: --set num_generations=16 --set lr=1e-5. Differences from the start are paired, over excerpts.
@@ -51,9 +52,9 @@ FIGURES = {
 PROBE = 12  # supervised steps that tell what one costs
 
 
-def dev_pictures(args) -> list[Picture]:
+def dev_pictures(args, folder: Path | None = None) -> list[Picture]:
     "The same for every arm."
-    shards, low, high = Shards(args.dev), *(int(x) for x in args.bars.split("-"))
+    shards, low, high = Shards(folder or args.dev), *(int(x) for x in args.bars.split("-"))
     space, found = load_reader(args.init).cfg.staff_space, []
     for i in choose(shards, range(low, high + 1), args.limit):
         s = shards[i]
@@ -115,7 +116,7 @@ def practised(args, reward: str, seed: int, folder: Path) -> tuple[object, float
     return model, sum(h["seconds"]["cpu"] for h in read_history(folder)), args.steps
 
 
-def supervised(args, seed: int, folder: Path, budget: float) -> tuple[object, float, int]:
+def supervised(args, data: Path, seed: int, folder: Path, budget: float) -> tuple[object, float, int]:
     "Teacher forcing for a number of CPU seconds, told from a few steps whose result is thrown away."
     folder.mkdir(parents=True, exist_ok=True)
     known = folder / "cost.json"
@@ -123,7 +124,7 @@ def supervised(args, seed: int, folder: Path, budget: float) -> tuple[object, fl
     def run(steps: int, where: Path):
         loop = replace(TRAINING["tiny"].loop, steps=steps, lr=args.control_lr, seed=seed, warmup=min(50, steps // 4))
         cfg = replace(TRAINING["tiny"], reader=load_reader(args.init).cfg, loop=loop, workers=0)
-        return teach(cfg, args.data, where, init=args.init, on_log=lambda h: progress(folder, h, "ce"))
+        return teach(cfg, data, where, init=args.init, on_log=lambda h: progress(folder, h, "ce"))
 
     if not known.exists():
         start = time.process_time()
@@ -162,13 +163,15 @@ def progress(folder: Path, line: dict, key: str) -> None:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True, help="a folder of training shards")
-    p.add_argument("--dev", type=Path, required=True, help="a folder of shards of dev songs")
+    p.add_argument("--dev", type=Path, nargs="+", required=True, help="folders of shards of dev songs; figures are of"
+                   " all together, and with several of each beside")  # fmt: skip
     p.add_argument("--work", type=Path, required=True, help="a folder for runs and readings")
     p.add_argument("--out", type=Path, default=Path("nbs/results/grpo.json"))
     p.add_argument("--init", type=Path, default=PACKAGED, help="the weights that all arms start from")
     p.add_argument("--steps", type=int, default=600, help="of practice")
     p.add_argument("--seeds", default="0,1")
-    p.add_argument("--arms", default="vitomr,notes,supervised")
+    p.add_argument("--arms", default="vitomr,notes,supervised", help="also taught")
+    p.add_argument("--control-data", type=Path, help="training shards of the supervised arm; --data when left out")
     p.add_argument("--bars", default="1-5", help="lengths of dev excerpts")
     p.add_argument("--limit", type=int, default=150, help="dev excerpts of each kind")
     p.add_argument("--degradation", default="clean", help="of dev pictures")
@@ -182,41 +185,62 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    pictures = dev_pictures(args)
-    about = f"{len(pictures)} dev excerpts of {args.bars} bars, {args.degradation}, greedy"
+    sets = {folder.name: dev_pictures(args, folder) for folder in args.dev}
+    n = " + ".join(str(len(pictures)) for pictures in sets.values())
+    about = f"{n} dev excerpts of {args.bars} bars, {args.degradation}, greedy"
     results = {"about": about, "settings": args.set, "control_lr": args.control_lr, "arms": {}}
-    counts, cpu = {"start": counts_of(load_reader(args.init), pictures, args.work / "start.json")}, {}
+    parts = {name: {"about": f"{len(pictures)} excerpts of {name}", "arms": {}} for name, pictures in sets.items()}
+    if len(sets) > 1:
+        results["parts"] = parts
+
+    def read(model, cache: str) -> dict[str, dict]:
+        "Counts of each set of dev excerpts, and of all."
+        of = lambda name: args.work / f"{cache}{f'-{name}' if len(sets) > 1 else ''}.json"
+        found = {name: counts_of(model, pictures, of(name)) for name, pictures in sets.items()}
+        return found | {"": {k: sum((c[k] for c in found.values()), []) for k in FIGURES}}
+
+    counts, cpu = {"start": read(load_reader(args.init), "start")}, {}
+
+    def entry(arm: str, part: str) -> dict:
+        mine = counts[arm][part]
+        found = {"metrics": {k: vars(micro_rate(*zip(*v, strict=True))) for k, v in mine.items()}}
+        found["TEDn_against_start"] = change(mine["TEDn"], counts["start"][part]["TEDn"])
+        return found
 
     def keep(arm: str, seconds: float, steps: int) -> None:
-        if empty := [k for k, v in counts[arm].items() if not sum(whole for _, whole in v)]:
+        if empty := [k for c in counts[arm].values() for k, v in c.items() if not sum(whole for _, whole in v)]:
             raise SystemExit(
-                f"{arm}: {len(pictures)} readings hold nothing to count for: {', '.join(empty)}; "
+                f"{arm}: the readings hold nothing to count for: {', '.join(dict.fromkeys(empty))}; "
                 "start from weights that read music, or read more with --limit"
             )
-        rates = {k: micro_rate(*zip(*v, strict=True)) for k, v in counts[arm].items()}
-        entry = {"metrics": {k: vars(r) for k, r in rates.items()}, "cpu_seconds": round(seconds), "steps": steps}
-        entry["TEDn_against_start"] = change(counts[arm]["TEDn"], counts["start"]["TEDn"])
-        results["arms"][arm] = entry
+        results["arms"][arm] = entry(arm, "") | {"cpu_seconds": round(seconds), "steps": steps}
+        for name, about in parts.items():
+            about["arms"][arm] = entry(arm, name)
         of = arm.partition(" ")[2]  # the seed, or what else tells arms of a kind apart
-        if control := counts.get(f"supervised {of}"):
-            for mine in (a for a in counts if a.partition(" ")[2] == of and not a.startswith("supervised")):
-                results["arms"][mine]["TEDn_against_supervised"] = change(counts[mine]["TEDn"], control["TEDn"])
+        for control in ("supervised", "taught"):
+            for mine in (a for a in counts if a.partition(" ")[2] == of and f"{control} {of}" in counts):
+                if mine.partition(" ")[0] not in ("supervised", "taught"):
+                    for name, about in [("", results), *parts.items()]:
+                        against = counts[f"{control} {of}"][name]["TEDn"]
+                        about["arms"][mine][f"TEDn_against_{control}"] = change(counts[mine][name]["TEDn"], against)
         args.out.write_text(json.dumps(results, indent=1) + "\n")
+        rates = {k: micro_rate(*zip(*v, strict=True)) for k, v in counts[arm][""].items()}
         print(f"{arm:14} " + "  ".join(f"{k} {r}" for k, r in rates.items()), flush=True)
 
     def keep_other(arm: str, model) -> None:
-        counts[arm] = counts_of(model, pictures, args.work / f"{arm.replace(' ', '-')}.json")
+        counts[arm] = read(model, arm.replace(" ", "-"))
         keep(arm, 0, 0)
 
     keep("start", 0, 0)
     for seed in map(int, args.seeds.split(",")):
         for kind in args.arms.split(","):
             arm, folder = f"{kind} {seed}", args.work / f"{kind}-{seed}"
-            if kind == "supervised":
-                model, cpu[arm], steps = supervised(args, seed, folder, cpu[f"vitomr {seed}"])
+            if kind in ("supervised", "taught"):
+                told = args.control_data if kind == "supervised" and args.control_data else args.data
+                model, cpu[arm], steps = supervised(args, told, seed, folder, cpu[f"vitomr {seed}"])
             else:
                 model, cpu[arm], steps = practised(args, kind, seed, folder)
-            counts[arm] = counts_of(model, pictures, args.work / f"{kind}-{seed}.json")
+            counts[arm] = read(model, f"{kind}-{seed}")
             keep(arm, cpu[arm], steps)
             start = load_reader(args.init)
             for k in args.along:

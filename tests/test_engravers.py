@@ -144,5 +144,16 @@ def test_a_mix_is_said_on_the_command_line(piano, tmp_path, capsys):
     assert main([*where, "--out", str(tmp_path / "w"), "--mix", "as-written"]) == 0
     keys = {t for i in range(4) for t in decode(Shards(tmp_path / "w")[i].ids) if t.startswith("key")}
     assert keys == {"key:fifths:-2"}
-    assert main([*where, "--out", str(tmp_path / "x"), "--piano", "1.2"]) == 2
-    assert "piano 1.2" in capsys.readouterr().err
+    for name in ("piano", "reduced"):
+        assert main([*where, "--out", str(tmp_path / "x"), f"--{name}", "1.2"]) == 2
+        assert f"{name} 1.2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("share", "staves"), [("0", 1), ("1", 2)])
+def test_scores_without_a_piano_are_played_by_two_hands_when_asked(tmp_path, share, staves):
+    (tmp_path / "songs" / "train").mkdir(parents=True)
+    (tmp_path / "songs" / "train" / "a.mxl").write_bytes(mxl_bytes(read_score(music21.corpus.getWork("bach/bwv66.6"))))
+    call = ["data", "build", "--source", str(tmp_path / "songs"), "--count", "6", "--mix", "as-written", "--piano", "1"]
+    assert main([*call, "--reduced", share, "--out", str(tmp_path / "out")]) == 0
+    shards = Shards(tmp_path / "out")
+    assert {2 if s.kind == "piano" else 1 for s in (shards[i] for i in range(len(shards)))} == {staves}

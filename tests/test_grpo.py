@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -34,6 +35,7 @@ from vitomr.grpo import (
     Share,
     Team,
     advantages,
+    changes,
     collect,
     describe_reading,
     kimi_objective,
@@ -1095,6 +1097,51 @@ def test_the_command_line_practises(tmp_path, shards, model, capsys):
         assert words in err and err.count("\n") == 1, err
 
 
+def the_benchmark():
+    spec = importlib.util.spec_from_file_location("grpo_result", ROOT / "benchmarks" / "grpo_result.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    return benchmark
+
+
+def test_practice_is_held_against_two_controls_on_two_kinds_of_music(tmp_path, shards, monkeypatch):
+    for name in ("other", "songs"):
+        shutil.copytree(shards.folder, tmp_path / name)
+    where = {
+        k: str(tmp_path / v) for k, v in (("other", "other"), ("songs", "songs"), ("work", "w"), ("out", "r.json"))
+    }
+    call = ["x", "--data", where["other"], "--control-data", where["songs"], "--dev", where["other"], where["songs"]]
+    call += ["--work", where["work"], "--out", where["out"], "--steps", "1", "--seeds", "3", "--limit", "1"]
+    call += ["--arms", "vitomr,supervised,taught", "--bars", "1-2"]
+    for setting in ("num_generations=4", "per_device_batch_size=4", "max_actions=12", "lengths=[90]", "shortest=0"):
+        call += ["--set", setting]
+    benchmark, told = the_benchmark(), []
+    teach = benchmark.teach
+    monkeypatch.setattr(benchmark, "PROBE", 1)
+    monkeypatch.setattr(
+        benchmark, "teach", lambda cfg, data, *a, **k: told.append(Path(data).name) or teach(cfg, data, *a, **k)
+    )
+    monkeypatch.setattr(sys, "argv", call)
+    benchmark.main()
+    assert told[0] == "songs" and told[-1] == "other" and told == sorted(told, reverse=True)
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert list(results["arms"]) == ["start", "vitomr 3", "supervised 3", "taught 3"]
+    for arm, whole in results["arms"].items():
+        of = [results["parts"][name]["arms"][arm] for name in ("other", "songs")]
+        assert of[0]["metrics"] == of[1]["metrics"]  # the same excerpts, twice
+        for key, rate in whole["metrics"].items():
+            assert rate["n"] == 2 * of[0]["metrics"][key]["n"]
+            assert rate["value"] == pytest.approx(of[0]["metrics"][key]["value"])
+        kinds = {k for k in whole if k.startswith("TEDn_against")}
+        assert kinds == {"TEDn_against_start"} | (
+            {"TEDn_against_supervised", "TEDn_against_taught"} if "vit" in arm else set()
+        )
+    said = changes(results)
+    assert [line.split("TEDn")[1].split(":")[0].strip() for line in said if line.startswith("vitomr")] == [
+        "against start", "against supervised", "against taught",
+    ]  # fmt: skip
+
+
 def test_the_line_through_start_and_arm(tmp_path, shards):
     "The benchmark, two steps of it: what it writes is what the chapter draws; steps have the length they claim."
     small = "num_generations=4", "per_device_batch_size=4", "max_actions=12", "lengths=[90]", "shortest=0", "lr=0.0001"
@@ -1114,9 +1161,7 @@ def test_the_line_through_start_and_arm(tmp_path, shards):
     assert [ax.get_title(loc="left") for ax in axes] == [f"{name}, %" for name in line[0]]
     assert list(axes[0].lines[0].get_xdata()) == [-1, 0, 1]
 
-    spec = importlib.util.spec_from_file_location("grpo_result", ROOT / "benchmarks" / "grpo_result.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = the_benchmark()
     start, arm = load_reader(PACKAGED), load_reader(tmp_path / "work" / "vitomr-0" / "weights")
     way = lambda other: {k: (p - dict(start.named_parameters())[k]).detach() for k, p in other.named_parameters()}
     there, back = way(benchmark.along(start, arm, 1)), way(benchmark.along(start, arm, -1))

@@ -52,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     b.add_argument("--mix", choices=("broad", "as-written"), help="broad: other keys, rare bars, reductions, neighbours;"
                    " as-written: none of it; by the split when left out")  # fmt: skip
     b.add_argument("--piano", type=float, metavar="SHARE", help="of excerpts with two staves; 0.667 when left out")
+    b.add_argument("--reduced", type=float, metavar="SHARE", help="of those from scores of three or more voices and no"
+                   " piano, played by two hands; by the mix when left out")  # fmt: skip
     b.add_argument("--engraver", default="verovio", help="verovio, or musescore or lilypond where installed")
     b.set_defaults(run=data_build)
 
@@ -265,7 +267,8 @@ def data_build(args) -> None:
     from vitomr.data.synthesis import MIXES, build
 
     mix = MIXES[args.mix or ("broad" if args.split == "train" else "as-written")]
-    mix = mix if args.piano is None else replace(mix, piano=args.piano)
+    asked = {"piano": args.piano, "reduced": args.reduced}
+    mix = replace(mix, **{k: v for k, v in asked.items() if v is not None})
     with tqdm(total=args.count, unit="excerpt", mininterval=1, delay=0.5) as bar:
         build(
             args.source, args.out, args.count, split=args.split, seed=args.seed, jobs=args.jobs, mix=mix,

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'SCALES', 'CREDITS', 'LOSS_TYPES', 'LEVELS', 'LOOP', 'Reward', 'PRACTICE', 'PACKAGED', 'TRACKERS',
-           'RolloutSettings', 'n_groups', 'Share', 'shares', 'packed', 'AdvantageSettings', 'normalised_sum',
-           'advantages', 'ObjectiveSettings', 'surrogate', 'token_weights', 'kimi_objective', 'RegularSettings',
-           'kl_in_use', 'kl_needed', 'ReaderSettings', 'GRPOConfig', 'with_settings', 'MusicReward', 'Part', 'Table',
-           'piece_advantages', 'tabulate', 'Team', 'mark', 'draw', 'collect', 'Micro', 'micro_batches', 'objective',
-           'teach', 'share_gradients', 'update', 'Run', 'describe_reading', 'averaged', 'practise', 'Excerpts',
-           'read_pictures', 'train', 'tracker', 'flat', 'watch', 'plot_results', 'changes', 'on_the_line', 'plot_line']
+           'ARM_TERMS', 'RolloutSettings', 'n_groups', 'Share', 'shares', 'packed', 'AdvantageSettings',
+           'normalised_sum', 'advantages', 'ObjectiveSettings', 'surrogate', 'token_weights', 'kimi_objective',
+           'RegularSettings', 'kl_in_use', 'kl_needed', 'ReaderSettings', 'GRPOConfig', 'with_settings', 'MusicReward',
+           'Part', 'Table', 'piece_advantages', 'tabulate', 'Team', 'mark', 'draw', 'collect', 'Micro', 'micro_batches',
+           'objective', 'teach', 'share_gradients', 'update', 'Run', 'describe_reading', 'averaged', 'practise',
+           'Excerpts', 'read_pictures', 'train', 'tracker', 'flat', 'watch', 'plot_results', 'changes', 'on_the_line',
+           'plot_line']
 
 # %% ../nbs/03_grpo.ipynb #acff1899
 import copy
@@ -1213,16 +1214,19 @@ def watch(history: Sequence[dict]) -> plt.Figure:
     return fig
 
 # %% ../nbs/03_grpo.ipynb #0044c08b
+ARM_TERMS = {"vitomr": "TED", "notes": "WF", "supervised": "F1", "taught": "LEN"}  # whose colour each kind of arm has
+
+
 def plot_results(results: dict) -> plt.Figure:
     "Every figure of every arm that has been measured, with its interval."
     arms = results["arms"]
     names = list(next(iter(arms.values()))["metrics"])
-    colours = {"start": INK, "supervised": TERM_COLOURS["F1"], "vitomr": TERM_COLOURS["TED"]}
+    colour = lambda arm: INK if arm == "start" else TERM_COLOURS[ARM_TERMS.get(arm.split()[0], "MCR")]
     size = 3 * len(names), 0.6 + 0.3 * len(arms)
     fig, axes = plt.subplots(1, len(names), figsize=size, sharey=True, layout="constrained", squeeze=False)
     for ax, name in zip(axes[0], names):
         rows = [(arm, *(100 * a["metrics"][name][k] for k in ("value", "low", "high"))) for arm, a in arms.items()]
-        interval_bars(ax, rows, [colours.get(arm.split()[0], TERM_COLOURS["WF"]) for arm in arms])
+        interval_bars(ax, rows, [colour(arm) for arm in arms])
         ax.set_title(f"{name}, %", fontsize=9, loc="left")
     return fig
 
@@ -1231,7 +1235,7 @@ def changes(results: dict) -> list[str]:
     "The relative change of TEDn of each arm, paired over excerpts; below zero it reads better."
     lines = []
     for arm, about in results["arms"].items():
-        for against in ("start", "supervised"):
+        for against in ("start", "supervised", "taught"):
             if arm != "start" and (c := about.get(f"TEDn_against_{against}")):
                 numbers = f"{100 * c['value']:+.1f} % ({100 * c['low']:+.1f} to {100 * c['high']:+.1f})"
                 lines.append(f"{arm:14} TEDn against {against}: {numbers}")
