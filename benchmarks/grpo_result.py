@@ -9,7 +9,8 @@ Each arm is evaluated on the same dev excerpts, free-running and greedy, and wri
 Killed and started again it goes on, inside an arm too.
 With --hard 1500 that many excerpts are read first, greedily, and practice keeps those read with some errors and not
 with errors only: where all is right there is nothing to choose between. The supervised arm keeps all of --data.
-Options of GRPO: --set num_generations=16 --set lr=1e-5. Differences from the start are paired, over excerpts.
+Options of GRPO: --set num_generations=16 --set lr=1e-5, or --like the file of an earlier result.
+Differences from the start are paired, over excerpts.
 --along -1 0.5 also evaluates weights on the line through the start and each arm, at start + k (arm - start);
 --noise 3 as many steps away from the start in random directions, each matrix as far as the arm moved it.
 """
@@ -180,8 +181,11 @@ def main() -> None:
     p.add_argument("--noise", type=int, default=0, help="random steps as long as an arm's")
     p.add_argument("--hard", type=int, default=0, help="excerpts to choose hard ones from; 0: practise on all")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of GRPO")
+    p.add_argument("--like", type=Path, metavar="RESULT", help="a file that --out wrote: settings are its own")
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = p.parse_args()
+    if args.like:
+        args.set = [*json.loads(args.like.read_text())["settings"], *args.set]
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)

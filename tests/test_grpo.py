@@ -1113,8 +1113,9 @@ def test_practice_is_held_against_two_controls_on_two_kinds_of_music(tmp_path, s
     call = ["x", "--data", where["other"], "--control-data", where["songs"], "--dev", where["other"], where["songs"]]
     call += ["--work", where["work"], "--out", where["out"], "--steps", "1", "--seeds", "3", "--limit", "1"]
     call += ["--arms", "vitomr,supervised,taught", "--bars", "1-2"]
-    for setting in ("num_generations=4", "per_device_batch_size=4", "max_actions=12", "lengths=[90]", "shortest=0"):
-        call += ["--set", setting]
+    small = ["num_generations=4", "per_device_batch_size=8", "max_actions=12", "lengths=[90]", "shortest=0"]
+    (tmp_path / "like.json").write_text(json.dumps({"settings": small}))
+    call += ["--like", str(tmp_path / "like.json"), "--set", "per_device_batch_size=4"]
     benchmark, told = the_benchmark(), []
     teach = benchmark.teach
     monkeypatch.setattr(benchmark, "PROBE", 1)
@@ -1126,6 +1127,9 @@ def test_practice_is_held_against_two_controls_on_two_kinds_of_music(tmp_path, s
     assert told[0] == "songs" and told[-1] == "other" and told == sorted(told, reverse=True)
     results = json.loads((tmp_path / "r.json").read_text())
     assert list(results["arms"]) == ["start", "vitomr 3", "supervised 3", "taught 3"]
+    assert results["settings"] == [*small, "per_device_batch_size=4"]
+    settings = json.loads((tmp_path / "w" / "vitomr-3" / "config.json").read_text())["grpo"]
+    assert settings["per_device_batch_size"] == 4 and settings["max_actions"]["begin"] == 12
     for arm, whole in results["arms"].items():
         of = [results["parts"][name]["arms"][arm] for name in ("other", "songs")]
         assert of[0]["metrics"] == of[1]["metrics"]  # the same excerpts, twice
