@@ -31,7 +31,7 @@ from vitomr.data.synthesis import Shards, write_shard
 from vitomr.decoder import TRAINING, load_reader
 from vitomr.decoder import train as teach
 from vitomr.evaluate import choose
-from vitomr.grpo import PACKAGED, PRACTICE, read_pictures, train, with_settings
+from vitomr.grpo import PACKAGED, PRACTICE, plot_kinds, read_pictures, train, with_settings
 from vitomr.notation.lmx import decode
 from vitomr.notation.metrics import METRICS, micro_rate, token_distance
 from vitomr.notation.tedn import tedn
@@ -182,8 +182,11 @@ def main() -> None:
     p.add_argument("--hard", type=int, default=0, help="excerpts to choose hard ones from; 0: practise on all")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of GRPO")
     p.add_argument("--like", type=Path, metavar="RESULT", help="a file that --out wrote: settings are its own")
+    p.add_argument("--figure", type=Path, metavar="PNG", help="with two --dev: TEDn on both, and rewards, drawn")
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = p.parse_args()
+    if args.figure and len(args.dev) != 2:
+        p.error(f"--figure shows two sets of dev excerpts; --dev names {len(args.dev)}")
     if args.like:
         args.set = [*json.loads(args.like.read_text())["settings"], *args.set]
     torch.set_num_threads(args.threads)
@@ -244,6 +247,7 @@ def main() -> None:
                 model, cpu[arm], steps = supervised(args, told, seed, folder, cpu[f"vitomr {seed}"])
             else:
                 model, cpu[arm], steps = practised(args, kind, seed, folder)
+                results.setdefault("rewards", {})[arm] = [round(h["reward"], 4) for h in read_history(folder)]
             counts[arm] = read(model, f"{kind}-{seed}")
             keep(arm, cpu[arm], steps)
             start = load_reader(args.init)
@@ -251,6 +255,8 @@ def main() -> None:
                 keep_other(f"{kind}×{k:g} {seed}", along(start, model, k))
             for n in range(args.noise):
                 keep_other(f"{kind}~{n} {seed}", anywhere(start, model, n))
+    if args.figure:
+        plot_kinds(results).savefig(args.figure, dpi=100)
 
 
 if __name__ == "__main__":

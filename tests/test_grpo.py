@@ -46,6 +46,7 @@ from vitomr.grpo import (
     objective,
     on_the_line,
     packed,
+    plot_kinds,
     plot_line,
     practise,
     read_pictures,
@@ -1116,6 +1117,7 @@ def test_practice_is_held_against_two_controls_on_two_kinds_of_music(tmp_path, s
     small = ["num_generations=4", "per_device_batch_size=8", "max_actions=12", "lengths=[90]", "shortest=0"]
     (tmp_path / "like.json").write_text(json.dumps({"settings": small}))
     call += ["--like", str(tmp_path / "like.json"), "--set", "per_device_batch_size=4"]
+    call += ["--figure", str(tmp_path / "practice.png")]
     benchmark, told = the_benchmark(), []
     teach = benchmark.teach
     monkeypatch.setattr(benchmark, "PROBE", 1)
@@ -1140,6 +1142,12 @@ def test_practice_is_held_against_two_controls_on_two_kinds_of_music(tmp_path, s
         assert kinds == {"TEDn_against_start"} | (
             {"TEDn_against_supervised", "TEDn_against_taught"} if "vit" in arm else set()
         )
+    assert len(results["rewards"]["vitomr 3"]) == 1 and (tmp_path / "practice.png").stat().st_size > 5000
+    where, curves, none = plot_kinds(results).axes
+    assert [t.get_text() for t in where.get_legend().get_texts()] == ["start", "vitomr", "supervised", "taught"]
+    assert where.get_xlabel() == "TEDn on other, %" and where.get_ylabel() == "TEDn on songs, %"
+    (line,) = curves.lines
+    assert line.get_ydata() == pytest.approx(results["rewards"]["vitomr 3"]) and not none.lines
     said = changes(results)
     assert [line.split("TEDn")[1].split(":")[0].strip() for line in said if line.startswith("vitomr")] == [
         "against start", "against supervised", "against taught",

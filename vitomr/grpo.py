@@ -9,8 +9,8 @@ __all__ = ['BASELINES', 'SCALES', 'CREDITS', 'LOSS_TYPES', 'LEVELS', 'LOOP', 'Re
            'RegularSettings', 'kl_in_use', 'kl_needed', 'ReaderSettings', 'GRPOConfig', 'with_settings', 'MusicReward',
            'Part', 'Table', 'piece_advantages', 'tabulate', 'Team', 'mark', 'draw', 'collect', 'Micro', 'micro_batches',
            'objective', 'teach', 'share_gradients', 'update', 'Run', 'describe_reading', 'averaged', 'practise',
-           'Excerpts', 'read_pictures', 'train', 'tracker', 'flat', 'watch', 'plot_results', 'changes', 'on_the_line',
-           'plot_line']
+           'Excerpts', 'read_pictures', 'train', 'tracker', 'flat', 'watch', 'plot_results', 'changes', 'plot_kinds',
+           'on_the_line', 'plot_line']
 
 # %% ../nbs/03_grpo.ipynb #acff1899
 import copy
@@ -1240,6 +1240,27 @@ def changes(results: dict) -> list[str]:
                 numbers = f"{100 * c['value']:+.1f} % ({100 * c['low']:+.1f} to {100 * c['high']:+.1f})"
                 lines.append(f"{arm:14} TEDn against {against}: {numbers}")
     return lines
+
+# %% ../nbs/03_grpo.ipynb #82cb35c7
+def plot_kinds(results: dict) -> plt.Figure:
+    "TEDn on two sets of dev excerpts, left is learnt, up is forgotten; beside it the reward of each step of practice."
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3), width_ratios=(1.5, 1, 1), layout="constrained")
+    for arm in results["arms"]:
+        at = [part["arms"][arm]["metrics"]["TEDn"] for part in results["parts"].values()]
+        x, y = (100 * m["value"] for m in at)
+        across, up = ([[100 * abs(m[k] - m["value"])] for k in ("low", "high")] for m in at)
+        kind, _, seed = arm.partition(" ")
+        colour = INK if kind == "start" else TERM_COLOURS[ARM_TERMS[kind]]
+        axes[0].errorbar(x, y, up, across, fmt="o", ms=5, lw=0.6, color=colour, label="" if seed == "1" else kind)
+    axes[0].legend(frameon=False, fontsize=8)
+    x, y = (f"TEDn on {name}, %" for name in results["parts"])
+    bare(axes[0], x, y).set(xlim=(0, None), ylim=(0, None))
+    for arm, curve in results["rewards"].items():
+        kind, seed = arm.split()
+        ax = bare(axes[2 if kind == "notes" else 1], "step", "", f"{kind}: mean reward of a step")
+        ax.plot(range(1, len(curve) + 1), curve, color=TERM_COLOURS[ARM_TERMS[kind]], alpha=1 if seed == "0" else 0.5)
+    return fig
+
 
 # %% ../nbs/03_grpo.ipynb #3983b8c3
 def on_the_line(results: dict) -> dict[float, dict]:
