@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import json
 import os
 import re
 import shutil
@@ -152,3 +153,17 @@ def test_no_large_files():
     sizes = {p.relative_to(ROOT).as_posix(): p.stat().st_size for p in paths if p.is_file()}
     large = [f"{name}: {size / 1e6:.1f} MB" for name, size in sizes.items() if size > 2_000_000]
     assert not large, f"over 2 MB: {large}"
+
+
+def test_the_table_of_practice_says_what_was_measured():
+    rows = {"vitomr": "| practice, reward `vitomr` |", "notes": "| practice, reward `notes` |"}
+    rows |= {"supervised": "| supervised training goes on", "taught": "| taught the whole truth", "start": "| start: "}
+    lines = (ROOT / "README.md").read_text().splitlines()
+    said = {k: next(x for x in lines if x.startswith(row)) for k, row in rows.items()}
+    cells = {k: [c.strip() for c in line.strip("|").split("|")[1:]] for k, line in said.items()}
+    for first, name in ((0, "grpo_other"), (2, "grpo_other_gpu")):
+        parts = json.loads((ROOT / "nbs" / "results" / f"{name}.json").read_text())["parts"].values()
+        for column, part in enumerate(parts, first):
+            for kind, of in cells.items():
+                arms = [a["metrics"]["TEDn"]["value"] for arm, a in part["arms"].items() if arm.split()[0] == kind]
+                assert of[column] == ", ".join(f"{100 * x:.1f}" for x in arms)
