@@ -20,6 +20,7 @@ import copy
 import json
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +51,13 @@ FIGURES = {
     "note F1": METRICS["note F1, pitch, onset and duration"],
     "bars that add up": METRICS["bars that add up"],
 }
+CONTROLS = "supervised", "taught"
 PROBE = 12  # supervised steps that tell what one costs
 
 
-def dev_pictures(args, folder: Path | None = None) -> list[Picture]:
+def dev_pictures(args, folder: Path) -> list[Picture]:
     "The same for every arm."
-    shards, low, high = Shards(folder or args.dev), *(int(x) for x in args.bars.split("-"))
+    shards, low, high = Shards(folder), *(int(x) for x in args.bars.split("-"))
     space, found = load_reader(args.init).cfg.staff_space, []
     for i in choose(shards, range(low, high + 1), args.limit):
         s = shards[i]
@@ -156,6 +158,14 @@ def anywhere(start, arm, seed: int):
     return found.eval()
 
 
+def settings_of(result: Path) -> list[str]:
+    "The settings of GRPO that an earlier result was made with."
+    try:
+        return [str(s) for s in json.loads(result.read_text())["settings"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SystemExit(f"--like {result}: expected a file that --out wrote, with its settings") from None
+
+
 def progress(folder: Path, line: dict, key: str) -> None:
     if line["step"] % 20 == 0:
         print(f"{folder.name}: step {line['step']}, {key} {line[key]:.3f}", flush=True)
@@ -185,10 +195,16 @@ def main() -> None:
     p.add_argument("--figure", type=Path, metavar="PNG", help="with two --dev: TEDn on both, and rewards, drawn")
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = p.parse_args()
-    if args.figure and len(args.dev) != 2:
-        p.error(f"--figure shows two sets of dev excerpts; --dev names {len(args.dev)}")
+    names, kinds = [folder.name for folder in args.dev], args.arms.split(",")
+    if len(set(names)) < len(names):
+        p.error(f"--dev {', '.join(names)}: figures are kept by the folder's name; give each its own")
+    if args.figure and len(names) != 2:
+        p.error(f"--figure shows two sets of dev excerpts; --dev names {len(names)}")
+    first = min((i for i, kind in enumerate(kinds) if kind in CONTROLS), default=None)
+    if first is not None and "vitomr" not in kinds[:first]:
+        p.error(f"--arms {args.arms}: a control takes as long as vitomr took; name vitomr before it")
     if args.like:
-        args.set = [*json.loads(args.like.read_text())["settings"], *args.set]
+        args.set = [*settings_of(args.like), *args.set]
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -224,12 +240,11 @@ def main() -> None:
         for name, about in parts.items():
             about["arms"][arm] = entry(arm, name)
         of = arm.partition(" ")[2]  # the seed, or what else tells arms of a kind apart
-        for control in ("supervised", "taught"):
-            for mine in (a for a in counts if a.partition(" ")[2] == of and f"{control} {of}" in counts):
-                if mine.partition(" ")[0] not in ("supervised", "taught"):
-                    for name, about in [("", results), *parts.items()]:
-                        against = counts[f"{control} {of}"][name]["TEDn"]
-                        about["arms"][mine][f"TEDn_against_{control}"] = change(counts[mine][name]["TEDn"], against)
+        beside = [a for a in counts if a.partition(" ")[2] == of and not a.startswith(CONTROLS)]
+        for control in (c for c in CONTROLS if f"{c} {of}" in counts):
+            for mine, (name, about) in product(beside, [("", results), *parts.items()]):
+                against = counts[f"{control} {of}"][name]["TEDn"]
+                about["arms"][mine][f"TEDn_against_{control}"] = change(counts[mine][name]["TEDn"], against)
         args.out.write_text(json.dumps(results, indent=1) + "\n")
         rates = {k: micro_rate(*zip(*v, strict=True)) for k, v in counts[arm][""].items()}
         print(f"{arm:14} " + "  ".join(f"{k} {r}" for k, r in rates.items()), flush=True)
@@ -240,9 +255,9 @@ def main() -> None:
 
     keep("start", 0, 0)
     for seed in map(int, args.seeds.split(",")):
-        for kind in args.arms.split(","):
+        for kind in kinds:
             arm, folder = f"{kind} {seed}", args.work / f"{kind}-{seed}"
-            if kind in ("supervised", "taught"):
+            if kind in CONTROLS:
                 told = args.control_data if kind == "supervised" and args.control_data else args.data
                 model, cpu[arm], steps = supervised(args, told, seed, folder, cpu[f"vitomr {seed}"])
             else:

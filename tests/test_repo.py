@@ -161,9 +161,8 @@ def test_the_table_of_practice_says_what_was_measured():
     lines = (ROOT / "README.md").read_text().splitlines()
     said = {k: next(x for x in lines if x.startswith(row)) for k, row in rows.items()}
     cells = {k: [c.strip() for c in line.strip("|").split("|")[1:]] for k, line in said.items()}
-    for first, name in ((0, "grpo_other"), (2, "grpo_other_gpu")):
-        parts = json.loads((ROOT / "nbs" / "results" / f"{name}.json").read_text())["parts"].values()
-        for column, part in enumerate(parts, first):
-            for kind, of in cells.items():
-                arms = [a["metrics"]["TEDn"]["value"] for arm, a in part["arms"].items() if arm.split()[0] == kind]
-                assert of[column] == ", ".join(f"{100 * x:.1f}" for x in arms)
+    parts = json.loads((ROOT / "nbs" / "results" / "grpo_other.json").read_text())["parts"].values()
+    for column, part in enumerate(parts):
+        for kind, of in cells.items():
+            arms = [a["metrics"]["TEDn"]["value"] for arm, a in part["arms"].items() if arm.split()[0] == kind]
+            assert of[column] == ", ".join(f"{100 * x:.1f}" for x in arms)

@@ -1217,16 +1217,19 @@ def watch(history: Sequence[dict]) -> plt.Figure:
 ARM_TERMS = {"vitomr": "TED", "notes": "WF", "supervised": "F1", "taught": "LEN"}  # whose colour each kind of arm has
 
 
+def _arm_colour(arm: str) -> str:
+    return INK if arm == "start" else TERM_COLOURS[ARM_TERMS.get(arm.split()[0], "MCR")]
+
+
 def plot_results(results: dict) -> plt.Figure:
     "Every figure of every arm that has been measured, with its interval."
     arms = results["arms"]
     names = list(next(iter(arms.values()))["metrics"])
-    colour = lambda arm: INK if arm == "start" else TERM_COLOURS[ARM_TERMS.get(arm.split()[0], "MCR")]
     size = 3 * len(names), 0.6 + 0.3 * len(arms)
     fig, axes = plt.subplots(1, len(names), figsize=size, sharey=True, layout="constrained", squeeze=False)
     for ax, name in zip(axes[0], names):
         rows = [(arm, *(100 * a["metrics"][name][k] for k in ("value", "low", "high"))) for arm, a in arms.items()]
-        interval_bars(ax, rows, [colour(arm) for arm in arms])
+        interval_bars(ax, rows, [_arm_colour(arm) for arm in arms])
         ax.set_title(f"{name}, %", fontsize=9, loc="left")
     return fig
 
@@ -1245,20 +1248,21 @@ def changes(results: dict) -> list[str]:
 def plot_kinds(results: dict) -> plt.Figure:
     "TEDn on two sets of dev excerpts, left is learnt, up is forgotten; beside it the reward of each step of practice."
     fig, axes = plt.subplots(1, 3, figsize=(10, 3), width_ratios=(1.5, 1, 1), layout="constrained")
+    kinds = []
     for arm in results["arms"]:
         at = [part["arms"][arm]["metrics"]["TEDn"] for part in results["parts"].values()]
         x, y = (100 * m["value"] for m in at)
         across, up = ([[100 * abs(m[k] - m["value"])] for k in ("low", "high")] for m in at)
-        kind, _, seed = arm.partition(" ")
-        colour = INK if kind == "start" else TERM_COLOURS[ARM_TERMS[kind]]
-        axes[0].errorbar(x, y, up, across, fmt="o", ms=5, lw=0.6, color=colour, label="" if seed == "1" else kind)
+        kinds.append(arm.split()[0])
+        label = kinds[-1] if kinds.count(kinds[-1]) == 1 else ""
+        axes[0].errorbar(x, y, up, across, fmt="o", ms=5, lw=0.6, color=_arm_colour(arm), label=label)
     axes[0].legend(frameon=False, fontsize=8)
     x, y = (f"TEDn on {name}, %" for name in results["parts"])
     bare(axes[0], x, y).set(xlim=(0, None), ylim=(0, None))
     for arm, curve in results["rewards"].items():
-        kind, seed = arm.split()
+        kind = arm.split()[0]
         ax = bare(axes[2 if kind == "notes" else 1], "step", "", f"{kind}: mean reward of a step")
-        ax.plot(range(1, len(curve) + 1), curve, color=TERM_COLOURS[ARM_TERMS[kind]], alpha=1 if seed == "0" else 0.5)
+        ax.plot(range(1, len(curve) + 1), curve, color=_arm_colour(arm), alpha=0.5 if ax.lines else 1)
     return fig
 
 
