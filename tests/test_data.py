@@ -30,7 +30,10 @@ from vitomr.data.vary import (
     add_marks,
     add_neighbour,
     add_tuplets,
+    bar_lengths,
+    double_values,
     ledger_lines,
+    lines_together,
     mixed_bars,
     other_hand,
     piano_reduction,
@@ -432,6 +435,107 @@ def songs_with_hands(mix):
     return [
         s for k, song in enumerate(songs) for s in song_samples(song, np.random.default_rng(k), mix, partners=partners)
     ]
+
+
+def test_twice_as_long_is_the_same_music_in_other_notes(excerpts, piano):
+    flags = {"eighth": 0, "16th": 1, "32nd": 2}
+    for excerpt in (*excerpts, piano, cut_excerpt(piano_of("schumann_clara/polonaise_op1n1"), 8, 3)):
+        made = copy.deepcopy(excerpt)
+        double_values(made)
+        times = [[(onset, end) for _, _, onset, end in placed_notes(e)] for e in (excerpt, made)]
+        assert times[1] == [(2 * a, 2 * b) for a, b in times[0]]
+        assert semitones(made) == semitones(excerpt) and hidden(made) == hidden(excerpt)
+        tokens = linearise(made).tokens
+        assert analyse(tokens).n_minor == analyse(linearise(excerpt).tokens).n_minor == 0
+        for old, new in zip(excerpt.iter("note"), made.iter("note"), strict=True):
+            if old.find("grace") is None and old.find("beam") is not None:
+                assert len(new.findall("beam")) <= flags[old.findtext("type")]
+            assert new.findtext("type") not in ("whole", "breve") or new.find("stem") is None
+        for old, new in zip(excerpt.iter("time"), made.iter("time"), strict=True):
+            assert int(old.findtext("beat-type")) == 2 * int(new.findtext("beat-type"))
+
+
+def test_the_beams_that_are_left_begin_and_end():
+    excerpt = cut_excerpt(piano_of("schumann_clara/polonaise_op1n3"), 8, 8)
+    double_values(excerpt)
+    seen, open_beams = 0, {}
+    for note in excerpt.iter("note"):
+        for beam in note.findall("beam"):
+            at = note.findtext("voice"), beam.get("number")
+            assert beam.text in ("begin", "forward hook", "backward hook") or open_beams[at]
+            open_beams[at] = beam.text in ("begin", "continue") or (beam.text.endswith("hook") and open_beams.get(at))
+            assert beam.get("number") != "1" or not beam.text.endswith("hook")
+            seen += 1
+    assert seen > 8 and not any(open_beams.values())
+
+
+@pytest.mark.parametrize("what", ["<type>long</type>", "<beat-type>2</beat-type>", '<tremolo type="start">2</tremolo>'])
+def test_what_has_no_sign_twice_as_long_is_refused(what):
+    note = what if what.startswith("<type") else f"<type>half</type><notations><ornaments>{what}</ornaments></notations>"
+    time = f"<attributes><time><beats>2</beats>{what}</time></attributes>" if "beat" in what else ""
+    part = ET.fromstring(f"<part><measure>{time}<note><duration>4</duration>{note}</note></measure></part>")
+    with pytest.raises(ScoreError):
+        double_values(part)
+
+
+def lines_of(*names, bars=(1, 2)):
+    songs = [parts(music21_to_xml(music21.corpus.parse(f"bach/{name}")))[0] for name in names]
+    return [cut_excerpt(p.element, *bars) for p in songs]
+
+
+def test_lines_of_several_songs_keep_their_tunes_in_one_key():
+    tried = 0
+    for seed in range(6):
+        lines = lines_of("bwv10.7", "bwv104.6", "bwv102.7", "bwv108.6")
+        key = lines[0].findtext("measure/attributes/key/fifths")
+        tunes = [semitones(line) for line in lines]
+        made = lines_together(lines, np.random.default_rng(seed))
+        tokens = linearise(made).tokens
+        assert made.findtext("measure/attributes/key/fifths") == key and analyse(tokens).n_minor == 0
+        assert all(bar.adds_up for bar in analyse(tokens).bars) and ledger_lines(made) <= 6
+        assert len(engrave(copy.deepcopy(made)).positions) == len(list(made.iter("note")))
+        voices = {n.findtext("voice"): ET.Element("voice") for n in made.iter("note")}
+        if len(semitones(made)) < sum(map(len, tunes)) or made.find(".//chord") is not None:
+            continue  # two of them as chords, or on one note
+        tried += 1
+        for note in made.iter("note"):
+            voices[note.findtext("voice")].append(note)
+        for tune, voice in zip(tunes, "1256", strict=True):
+            sung = semitones(voices[voice])
+            assert len({a - b for a, b in zip(sung, tune, strict=True)}) == 1
+    assert tried
+
+
+@pytest.mark.parametrize("what", ["two", "silent", "lengths", "voices"])
+def test_lines_that_do_not_fit_are_refused(what, piano):
+    lines = lines_of("bwv10.7", "bwv104.6", "bwv102.7")
+    if what == "silent":
+        for note in lines[1].iter("note"):
+            note.remove(note.find("pitch"))
+            note.insert(0, ET.Element("rest"))
+    lines[2] = {"lengths": lines_of("bwv66.6", bars=(0, 2))[0], "voices": copy.deepcopy(piano)}.get(what, lines[2])
+    assert what != "lengths" or bar_lengths(lines[2]) != bar_lengths(lines[0])
+    with pytest.raises(ScoreError):
+        lines_together(lines[:2] if what == "two" else lines, np.random.default_rng(0))
+
+
+def test_lines_and_long_values_are_built_and_repeat():
+    song = next(s for s in open_corpus("music21", split="train") if s.id == "schubert/Lindenbaum")
+
+    def built(**shares):
+        mix, partners = Mix(piano=1, bars=(0, 1), rare=0, mixed=0, silent=0, **shares), deque(maxlen=4)
+        made = [list(song_samples(song, np.random.default_rng(k), mix, partners=partners)) for k in range(4)]
+        return [decode(s.ids) for samples in made for s in samples]
+
+    plain, doubled, lines = built(), built(doubled=1), built(lines=1)
+    assert built(doubled=1) == doubled and built(lines=1) == lines
+    values = ["32nd", "16th", "eighth", "quarter", "half", "whole", "breve"]
+    before, after = ([sum(t.count(v) for t in tokens) for v in values] for tokens in (plain, doubled))
+    graces = 2 * sum(t.startswith("grace") for tokens in plain for t in tokens)  # they keep their values
+    assert sum(before) == sum(after) > 100 and after[0] == 0
+    assert sum(abs(a - b) for a, b in zip(after[1:], before, strict=False)) <= graces < sum(before) / 50
+    assert lines != plain and sum("clef:F4" in t and "voice:2" in t for t in lines) > len(lines) // 3
+    assert all(bar.adds_up for t in doubled + lines for bar in analyse(t).bars)
 
 
 @pytest.mark.parametrize("is_above", [True, False])

@@ -144,7 +144,10 @@ def test_a_mix_is_said_on_the_command_line(piano, tmp_path, capsys):
     assert main([*where, "--out", str(tmp_path / "w"), "--mix", "as-written"]) == 0
     keys = {t for i in range(4) for t in decode(Shards(tmp_path / "w")[i].ids) if t.startswith("key")}
     assert keys == {"key:fifths:-2"}
-    for name in ("piano", "reduced"):
+    assert main([*where, "--out", str(tmp_path / "v"), "--mix", "as-written", "--doubled", "1"]) == 0
+    values = [{t for i in range(4) for t in decode(Shards(tmp_path / f)[i].ids)} for f in "wv"]
+    assert "eighth" in values[0] and "eighth" not in values[1]
+    for name in ("piano", "reduced", "hands", "lines", "doubled"):
         assert main([*where, "--out", str(tmp_path / "x"), f"--{name}", "1.2"]) == 2
         assert f"{name} 1.2" in capsys.readouterr().err
 

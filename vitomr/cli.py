@@ -54,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     b.add_argument("--piano", type=float, metavar="SHARE", help="of excerpts with two staves; 0.667 when left out")
     b.add_argument("--reduced", type=float, metavar="SHARE", help="of those from scores of three or more voices and no"
                    " piano, played by two hands; by the mix when left out")  # fmt: skip
+    b.add_argument("--hands", type=float, metavar="SHARE", help="of those, with the left hand of another song")
+    b.add_argument("--lines", type=float, metavar="SHARE", help="of those, lines of three or four songs together")
+    b.add_argument("--doubled", type=float, metavar="SHARE", help="of all, in note values twice as long")
     b.add_argument("--engraver", default="verovio", help="verovio, or musescore or lilypond where installed")
     b.set_defaults(run=data_build)
 
@@ -267,7 +270,7 @@ def data_build(args) -> None:
     from vitomr.data.synthesis import MIXES, build
 
     mix = MIXES[args.mix or ("broad" if args.split == "train" else "as-written")]
-    asked = {"piano": args.piano, "reduced": args.reduced}
+    asked = {k: getattr(args, k) for k in ("piano", "reduced", "hands", "lines", "doubled")}
     mix = replace(mix, **{k: v for k, v in asked.items() if v is not None})
     with tqdm(total=args.count, unit="excerpt", mininterval=1, delay=0.5) as bar:
         build(

@@ -26,7 +26,9 @@ from vitomr.data.vary import (
     add_neighbour,
     add_tuplets,
     bar_lengths,
+    double_values,
     in_random_key,
+    lines_together,
     mixed_bars,
     other_hand,
     piano_reduction,
@@ -149,6 +151,8 @@ class Mix:
     named: float = 0.1  # with the name of the instrument
     reduced: float = 0.75  # of piano excerpts of scores of three or more voices and no piano: played by two hands
     hands: float = 0.0  # of piano excerpts: the left hand is that of another song
+    lines: float = 0.0  # of piano excerpts: lines of three or four songs, played by two hands
+    doubled: float = 0.0  # in values twice as long
     neighbour: float = 0.2  # with ink of another picture above; as many with ink below
 
     def __post_init__(self):
@@ -232,15 +236,60 @@ def _another_hand(excerpt: ET.Element, others: Sequence[_Material], rng: np.rand
     return excerpt
 
 
-def _varied(excerpt: ET.Element, state: dict, rng: np.random.Generator, mix: Mix) -> ET.Element:
-    "The excerpt with some of what `data.vary` can do to it."
+def _sounds(excerpt: ET.Element) -> bool:
+    return excerpt.find(".//pitch") is not None
+
+
+def _several_lines(
+    song: _Material, others: Sequence[_Material], rng: np.random.Generator, mix: Mix
+) -> tuple[ET.Element, int, Part] | None:
+    "A line of this song with those of two or three others, its first bar and its part; None where none fit."
+    if not song.single:
+        return None
+    part = song.single[rng.integers(len(song.single))]
+    n = min(1 + int(rng.choice(len(mix.bars), p=np.array(mix.bars) / sum(mix.bars))), part.n_measures)
+    start, most = int(rng.integers(part.n_measures - n + 1)), 3 + int(rng.random() < 0.7)
+    try:
+        wanted = song.lengths_of(part)[start : start + n]
+        found = [cut_excerpt(part.element, start, n, states=song.states_of(part))]
+        for other in (others[i] for i in rng.permutation(len(others)) if others[i].single):
+            theirs = other.single[rng.integers(len(other.single))]
+            lengths = other.lengths_of(theirs)
+            fits = [i for i in range(len(lengths) - n + 1) if lengths[i : i + n] == wanted]
+            if not fits:
+                continue
+            line = cut_excerpt(theirs.element, fits[rng.integers(len(fits))], n, states=other.states_of(theirs))
+            found += [line] if _sounds(line) else []
+            if len(found) == most:
+                break
+        return lines_together(found, rng), start, part
+    except ScoreError:
+        return None
+
+
+def _twice_as_long(excerpt: ET.Element, state: dict) -> tuple[ET.Element, dict]:
+    "Both as they are where there is no sign for it."
+    made, time = copy.deepcopy(excerpt), ET.Element("part")
+    time.extend([copy.deepcopy(state["time"])] if "time" in state else [])
+    try:
+        for e in (made, time):
+            double_values(e)
+    except ScoreError:
+        return excerpt, state
+    return made, {**state, **{e.tag: e for e in time}}
+
+
+def _varied(excerpt: ET.Element, state: dict, rng: np.random.Generator, mix: Mix) -> tuple[ET.Element, dict]:
+    "The excerpt with some of what `data.vary` can do to it, and the state that it then begins in."
     if mix.tuplets and rng.random() < mix.tuplets:
         add_tuplets(excerpt, state, rng)
     if rng.random() < mix.timed:
         show_time(excerpt, state)
     if rng.random() < mix.marked:
         add_marks(excerpt, rng, share=rng.uniform(0.05, 0.3))
-    return in_random_key(excerpt, rng) if rng.random() < mix.transposed else excerpt
+    if mix.doubled and rng.random() < mix.doubled:
+        excerpt, state = _twice_as_long(excerpt, state)
+    return in_random_key(excerpt, rng) if rng.random() < mix.transposed else excerpt, state
 
 
 def _with_neighbours(sample: Sample, others: list[np.ndarray], rng: np.random.Generator, mix: Mix) -> Sample:
@@ -261,7 +310,7 @@ def song_samples(
     rng: np.random.Generator,
     mix: Mix,
     engraver: str = "verovio",  # see `sample_of`
-    partners: deque | None = None,  # songs that lend their left hands; this one is added
+    partners: deque | None = None,  # songs that lend their hands and lines; this one is added
 ) -> Iterator[Sample]:
     "Some excerpts of one song; unreadable songs and unsayable excerpts give none."
     try:
@@ -274,11 +323,15 @@ def song_samples(
         own = np.random.default_rng(rng.integers(1 << 62))  # an excerpt that fails changes nothing for the next
         try:
             excerpt, start, part = _excerpt(found, own, mix)
-            if mix.hands and partners and part.n_staves == 2 and own.random() < mix.hands:
+            several = None
+            if mix.lines and partners and part.n_staves == 2 and own.random() < mix.lines:
+                several = _several_lines(found, partners, own, mix)
+            if several:
+                excerpt, start, part = several
+            elif mix.hands and partners and part.n_staves == 2 and own.random() < mix.hands:
                 excerpt = _another_hand(excerpt, partners, own)
-            excerpt = _varied(excerpt, found.states_of(part)[start], own, mix)
+            excerpt, state = _varied(excerpt, found.states_of(part)[start], own, mix)
             name = part.name[:20] if own.random() < mix.named else ""
-            state = found.states_of(part)[start]
             sample = sample_of(excerpt, own, song=song.id, start=start, name=name, engraver=engraver, state=state)
         except EngraverError:
             raise
@@ -376,7 +429,7 @@ class Shards:
 
 # %% ../../nbs/data/synthesis.ipynb #0c73228c
 SHARD_SIZE = 250  # samples
-PARTNERS = 24  # songs before this one whose left hands are at hand
+PARTNERS = 24  # songs before this one whose hands and lines may be used
 
 
 @dataclass(frozen=True)
@@ -470,7 +523,7 @@ def _check_same_build(out: Path, job: BuildJob) -> None:
         record.write_text(json.dumps(now, indent=1))
         return
     before = {"engraver": "verovio"} | json.loads(record.read_text())
-    before["mix"] = {"tuplets": 0, "hands": 0} | before["mix"]  # of builds from before there were any
+    before["mix"] = dict.fromkeys(("tuplets", "hands", "lines", "doubled"), 0) | before["mix"]  # new since some builds
     if before != now:
         raise ScoreError(
             f"{out} holds another build ({record.read_text()[:200]!r}); choose another folder or delete it"

@@ -1,0 +1,114 @@
+"""What practice could take off at most: readings drawn from a reader against the one it is surest of.
+
+    python benchmarks/draws.py --dev data/dev data/other-dev --draws 12 --work runs/draws --out runs/draws.json
+
+GRPO makes likelier what is better among the readings that are drawn. So for each excerpt --draws readings are drawn
+at --temperature, and beside the greedy one these are looked at, by TEDn:
+`a draw` the mean over all of them; `likeliest` the one of the highest probability, greedy included; `consensus` the
+one that is nearest to all the others, which needs no truth (minimum Bayes risk); `best` the one nearest to the truth.
+Where `consensus` is below `greedy`, the reader draws what is right more often than anything else and does not say it:
+practice can teach it to. Where only `best` is, it cannot tell which is right, and has to learn to see.
+Readings are kept in --work; stopped and called again it goes on.
+"""
+
+import argparse
+import json
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from grpo_result import change, dev_pictures, tedn_counts
+
+from vitomr.decoder import load_reader
+from vitomr.notation.lmx import EOS_ID, decode
+from vitomr.notation.metrics import micro_rate
+from vitomr.train.policy import Picture, ReaderPolicy, Sampling
+
+KINDS = {"greedy": "greedy", "a draw": "mean", "likeliest": "likeliest", "consensus": "consensus", "best": "best"}
+TOGETHER = 2  # pictures
+
+
+def drawn(policy: ReaderPolicy, pictures: list[Picture], args, kept: Path) -> list[dict]:
+    "Truth, readings (the greedy one last) and their log-probabilities of each picture."
+    lines = kept.read_text().splitlines(keepends=True) if kept.exists() else []
+    done = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may have been cut off
+    kept.write_text("".join(json.dumps(line) + "\n" for line in done))
+    order = sorted(range(len(pictures)), key=lambda i: len(pictures[i].ids))  # alike in length together
+    for at in range(len(done), len(order), TOGETHER):
+        now = [pictures[i] for i in order[at : at + TOGETHER]]
+        ways = (args.draws, Sampling(args.temperature, max_actions=768)), (1, Sampling(0.0, max_actions=768))
+        drawn, surest = (policy.rollout(now, n, how, at).actions for n, how in ways)
+        actions = [[*a, *b] for a, b in zip(drawn, surest, strict=True)]
+        with torch.no_grad():
+            logp = policy.score(now, actions, Sampling()).logp.sum(1).reshape(len(now), -1).tolist()
+        for picture, group, p in zip(now, actions, logp, strict=True):
+            read = [" ".join(decode([t for t in row if t != EOS_ID])) for row in group]
+            done.append({"name": picture.name, "truth": " ".join(decode(picture.ids)), "read": read, "logp": p})
+        with kept.open("a") as f:
+            f.writelines(json.dumps(line) + "\n" for line in done[at:])
+    return done
+
+
+def costs(line: dict) -> dict[str, float]:
+    "TEDn edits of each kind of reading, and the size of the truth."
+    edits = cache(lambda a, b: 0 if a == b else tedn_counts(a.split(), b.split())[0])
+    *draws, surest = line["read"]
+    truth, times = line["truth"], Counter(draws)
+    own = [edits(a, truth) for a in line["read"]]
+    risk = {a: sum(n * edits(a, b) for b, n in times.items()) for a in sorted({*draws, surest})}
+    return {
+        "size": tedn_counts(truth.split(), truth.split())[1],
+        "greedy": own[-1],
+        "mean": float(np.mean(own[:-1])),
+        "likeliest": own[int(np.argmax(line["logp"]))],
+        "consensus": edits(min(risk, key=lambda a: (risk[a], a != surest)), truth),
+        "best": min(own),
+        "distinct": len(times),
+    }
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--dev", type=Path, nargs="+", required=True, metavar="FOLDER", help="folders of excerpts")
+    p.add_argument("--init", type=Path, default=Path("vitomr/weights/tiny"), help="the reader")
+    p.add_argument("--draws", type=int, default=12, help="readings of each excerpt")
+    p.add_argument("--temperature", type=float, default=1.0)
+    p.add_argument("--bars", default="3-5", help="lengths of the excerpts")
+    p.add_argument("--limit", type=int, default=100, help="of excerpts, for each number of staves")
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--work", type=Path, required=True, help="folder that keeps the readings")
+    p.add_argument("--out", type=Path, required=True, help="JSON to write")
+    args = p.parse_args()
+    if args.draws < 2 or args.temperature <= 0:
+        p.error(f"--draws {args.draws} --temperature {args.temperature}: two draws or more above nought were expected")
+    args.degradation = "clean"
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    policy, result = ReaderPolicy(load_reader(args.init)), {"draws": args.draws, "temperature": args.temperature}
+    for folder in args.dev:
+        pictures = dev_pictures(args, folder)
+        name = f"{args.init.name}-{folder.name}-{args.limit}-{args.draws}-{args.temperature}.jsonl"
+        with ProcessPoolExecutor(args.threads) as pool:
+            rows = list(pool.map(costs, drawn(policy, pictures, args, args.work / name), chunksize=4))
+        counts = {kind: [[row[key], row["size"]] for row in rows] for kind, key in KINDS.items()}
+        found = {kind: micro_rate(*zip(*c, strict=True)) for kind, c in counts.items()}
+        result[folder.name] = {
+            "excerpts": len(rows),
+            "distinct": float(np.mean([row["distinct"] for row in rows])),
+            "TEDn": {kind: {"value": f.value, "low": f.low, "high": f.high} for kind, f in found.items()},
+            "against greedy": {kind: change(c, counts["greedy"]) for kind, c in counts.items() if kind != "greedy"},
+        }
+        print(f"{folder.name}: {len(rows)} excerpts, {result[folder.name]['distinct']:.1f} different readings of each")
+        for kind, f in found.items():
+            d = result[folder.name]["against greedy"].get(kind)
+            said = f"{d['value']:+7.1%} ({d['low']:+.1%} to {d['high']:+.1%})" if d else ""
+            print(f"  {kind:10} {100 * f.value:5.1f} %  {said}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
