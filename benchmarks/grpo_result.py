@@ -5,6 +5,8 @@
 Arms, for each seed: `vitomr` and `notes` (rewards of preset `tiny`), then `supervised`, which goes on with teacher
 forcing for as many CPU seconds as the `vitomr` arm of its seed took. With --control-data it goes on with those
 excerpts, such as it was taught with before, and an arm `taught` is told the whole truth of --data.
+An arm `consensus` practises under `vitomr` without any truth: readings are marked against that of their group which is
+nearest to all the others.
 Each arm is evaluated on the same dev excerpts, free-running and greedy, and written to --out as soon as it is done.
 Killed and started again it goes on, inside an arm too.
 With --hard 1500 that many excerpts are read first, greedily, and practice keeps those read with some errors and not
@@ -113,7 +115,8 @@ def hard_excerpts(args) -> Path:
 
 
 def practised(args, reward: str, seed: int, folder: Path) -> tuple[object, float, int]:
-    given = dict(_setting(s) for s in args.set) | {"reward": reward, "seed": seed, "steps": args.steps}
+    wanted = {"reward": "vitomr", "target": "consensus"} if reward == "consensus" else {"reward": reward}
+    given = dict(_setting(s) for s in args.set) | wanted | {"seed": seed, "steps": args.steps}
     cfg, data = with_settings(PRACTICE["tiny"], given), hard_excerpts(args) if args.hard else args.data
     model = train(cfg, data, folder, init=args.init, on_log=lambda h: progress(folder, h, "reward"))
     return model, sum(h["seconds"]["cpu"] for h in read_history(folder)), args.steps
@@ -181,7 +184,7 @@ def main() -> None:
     p.add_argument("--init", type=Path, default=PACKAGED, help="the weights that all arms start from")
     p.add_argument("--steps", type=int, default=600, help="of practice")
     p.add_argument("--seeds", default="0,1")
-    p.add_argument("--arms", default="vitomr,notes,supervised", help="also taught")
+    p.add_argument("--arms", default="vitomr,notes,supervised", help="also consensus, taught")
     p.add_argument("--control-data", type=Path, help="training shards of the supervised arm; --data when left out")
     p.add_argument("--bars", default="1-5", help="lengths of dev excerpts")
     p.add_argument("--limit", type=int, default=150, help="dev excerpts of each kind")

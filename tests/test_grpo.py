@@ -329,6 +329,10 @@ def test_settings_by_name():
         ({"use_kl": 1}, "use_kl"),
         ({"loss_type": "ppo"}, "unknown loss_type 'ppo'; choose from grpo, dr_grpo, dapo, kimi_loss"),
         ({"temperature": 0.0}, "above 0"),
+        ({"target": "nothing"}, "unknown target 'nothing'; choose from truth, consensus"),
+        ({"target": "consensus", "rollout_batch": 4}, "num_generations 8 must divide"),
+        ({"target": "consensus", "per_device_batch_size": 12}, "num_generations 8 must divide"),
+        ({"target": "consensus", "baseline": "greedy"}, "must not be greedy"),
         ({"credit": "token"}, "unknown credit 'token'; choose from reading, bar"),
         ({"credit": "bar", "loss_type": "kimi_loss"}, "choose credit 'reading'"),
         ({"credit": "bar", "advantage_scale": "batch"}, "choose credit 'reading'"),
@@ -446,7 +450,8 @@ def pictures(shards):
 def reader_team(model, pictures, grammar=False, **given):
     policy = ReaderPolicy(model, grammar=Grammar() if grammar else None, bf16=given.pop("bf16", False))
     given = {"max_actions": 24, "per_device_batch_size": 8, **given}
-    return team(policy, MusicReward(credit=given.get("credit", "reading")), pictures, **given)
+    reward = MusicReward(credit=given.get("credit", "reading"), target=given.get("target", "truth"))
+    return team(policy, reward, pictures, **given)
 
 
 @pytest.fixture
@@ -492,6 +497,7 @@ CUTS = [
     {"loss_type": "kimi_loss"},
     {"use_kl": True, "kl_approximator": "full", "inner_epochs": 2},
     {"loss_type": "dapo", "credit": "bar", "max_actions": 48},
+    {"target": "consensus", "credit": "bar", "max_actions": 48},
 ]
 
 
@@ -1008,6 +1014,18 @@ def test_rewards_of_readings_ignore_the_end_token(shards):
     assert about["truth"] == about["reading"] and about["name"] == "a song"
 
 
+def test_without_the_truth_readings_are_marked_against_the_one_nearest_to_all(shards):
+    ids = next(shards[i].ids.astype(int).tolist() for i in range(len(shards)) if shards[i].n_measures >= 3)
+    most, other = [*ids, EOS_ID], [*ids[:-4], EOS_ID]
+    group = [other, most, ids[:9], most]
+    blank = Picture(np.zeros((16, 16), np.uint8))  # nobody wrote down what it says
+    for credit in ("reading", "bar"):
+        (mine,) = MusicReward("vitomr", credit, "consensus")([blank], [group])
+        (told,) = MusicReward("vitomr", credit)([replace(blank, ids=ids)], [group])
+        assert [b.raw for b in mine] == [b.raw for b in told] and [b.pieces for b in mine] == [b.pieces for b in told]
+    assert mine[1].total == mine[3].total > mine[0].total > mine[2].total
+
+
 def test_a_token_is_credited_with_what_its_bar_earned(shards):
     ids = next(shards[i].ids.astype(int).tolist() for i in range(len(shards)) if shards[i].n_measures >= 3)
     starts = [i for i, t in enumerate(ids) if VOCABULARY[t] == "measure"] + [len(ids)]
@@ -1029,7 +1047,7 @@ def test_a_token_is_credited_with_what_its_bar_earned(shards):
     assert right[-1] == table.adv[0, 0], "after the last bar the reading as a whole counts"
     assert table.of_tokens(0, 2, marks[2].owner, 400)[len(early)] < 0, "who ends too early answers for the bar left out"
     with pytest.raises(ValueError, match="tells what each bar earns"):
-        tabulate({k: (*r[:6], ()) for k, r in rows.items()}, cfg, 1, 0)
+        tabulate({k: (*r[:6], None) for k, r in rows.items()}, cfg, 1, 0)
 
 
 def test_a_missing_tracker_is_one_line(monkeypatch):
@@ -1113,7 +1131,7 @@ def test_practice_is_held_against_two_controls_on_two_kinds_of_music(tmp_path, s
     }
     call = ["x", "--data", where["other"], "--control-data", where["songs"], "--dev", where["other"], where["songs"]]
     call += ["--work", where["work"], "--out", where["out"], "--steps", "1", "--seeds", "3", "--limit", "1"]
-    call += ["--arms", "vitomr,supervised,taught", "--bars", "1-2"]
+    call += ["--arms", "vitomr,consensus,supervised,taught", "--bars", "1-2"]
     small = ["num_generations=4", "per_device_batch_size=8", "max_actions=12", "lengths=[90]", "shortest=0"]
     (tmp_path / "like.json").write_text(json.dumps({"settings": small}))
     call += ["--like", str(tmp_path / "like.json"), "--set", "per_device_batch_size=4"]
@@ -1128,7 +1146,11 @@ def test_practice_is_held_against_two_controls_on_two_kinds_of_music(tmp_path, s
     benchmark.main()
     assert told[0] == "songs" and told[-1] == "other" and told == sorted(told, reverse=True)
     results = json.loads((tmp_path / "r.json").read_text())
-    assert list(results["arms"]) == ["start", "vitomr 3", "supervised 3", "taught 3"]
+    assert list(results["arms"]) == ["start", "vitomr 3", "consensus 3", "supervised 3", "taught 3"]
+    targets = [
+        json.loads((tmp_path / "w" / f"{arm}-3" / "config.json").read_text())["grpo"] for arm in ("vitomr", "consensus")
+    ]
+    assert [(t["reward"], t["target"]) for t in targets] == [("vitomr", "truth"), ("vitomr", "consensus")]
     assert results["settings"] == [*small, "per_device_batch_size=4"]
     settings = json.loads((tmp_path / "w" / "vitomr-3" / "config.json").read_text())["grpo"]
     assert settings["per_device_batch_size"] == 4 and settings["max_actions"]["begin"] == 12
@@ -1140,11 +1162,12 @@ def test_practice_is_held_against_two_controls_on_two_kinds_of_music(tmp_path, s
             assert rate["value"] == pytest.approx(of[0]["metrics"][key]["value"])
         kinds = {k for k in whole if k.startswith("TEDn_against")}
         assert kinds == {"TEDn_against_start"} | (
-            {"TEDn_against_supervised", "TEDn_against_taught"} if "vit" in arm else set()
+            {"TEDn_against_supervised", "TEDn_against_taught"} if arm[0] in "vc" else set()
         )
     assert len(results["rewards"]["vitomr 3"]) == 1 and (tmp_path / "practice.png").exists()
     where, curves, none = plot_kinds(results).axes
-    assert [t.get_text() for t in where.get_legend().get_texts()] == ["start", "vitomr", "supervised", "taught"]
+    named = [t.get_text() for t in where.get_legend().get_texts()]
+    assert named == ["start", "vitomr", "consensus", "supervised", "taught"]
     assert where.get_xlabel() == "TEDn on other, %" and where.get_ylabel() == "TEDn on songs, %"
     (line,) = curves.lines
     assert line.get_ydata() == pytest.approx(results["rewards"]["vitomr 3"]) and not none.lines

@@ -22,6 +22,7 @@ from vitomr.rewards import (
     agreement,
     agreement_interval,
     bars,
+    consensus,
     corrupt,
     f1,
     honest,
@@ -144,6 +145,17 @@ def test_a_group_scores_as_its_members_do_and_ids_as_strings():
     assert [b.total for b in reward_group([encode(p) for p in group], encode(true))] == [
         b.total for b in reward_group(group, true)
     ]
+
+
+def test_the_consensus_is_the_reading_nearest_to_all_others():
+    rng = np.random.default_rng(3)
+    for _ in range(4):
+        group = [corrupt(PIECE, str(rng.choice(list(CORRUPTIONS))), 0.2, rng) for _ in range(5)] + [[]]
+        group.append(group[int(rng.integers(5))])
+        summed = [sum(tedn(p, other).edit_cost for other in group) for p in group]
+        assert consensus(group) == summed.index(min(summed)) == consensus([encode(p) for p in group])
+    assert consensus([[]]) == 0 == consensus([PIECE] * 3)
+    assert consensus([[], PIECE, [], PIECE, PIECE]) == 1, "what is drawn most often wins, were it alone right"
 
 
 def test_unknown_names_are_listed():

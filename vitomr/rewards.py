@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'TERMS', 'PRESETS', 'BLIND_SPOTS', 'ATTACKS', 'note_spans', 'measures', 'corrupt', 'ted', 'tedn_score',
            'wf', 'f1', 'rep', 'length', 'note', 'bars', 'mcr', 'Preset', 'Breakdown', 'reward_group', 'reward',
-           'reward_of_bars', 'bar_of_tokens', 'tokens_of_parts', 'reward_of_score', 'is_attack', 'honest', 'Judgement',
-           'read_judgements', 'agreement', 'crowd_agreement', 'agreement_interval', 'read_scores', 'tokens_of',
-           'read_costs']
+           'reward_of_bars', 'bar_of_tokens', 'consensus', 'tokens_of_parts', 'reward_of_score', 'is_attack', 'honest',
+           'Judgement', 'read_judgements', 'agreement', 'crowd_agreement', 'agreement_interval', 'read_scores',
+           'tokens_of', 'read_costs']
 
 # %% ../nbs/02_rewards.ipynb #7d2baf7e
 import copy
 import csv
 import xml.etree.ElementTree as ET
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, log
@@ -303,7 +304,7 @@ class Breakdown:
 
     raw: dict[str, float]  # value of each term
     weights: dict[str, float]  # penalties negative
-    pieces: tuple[float, ...] = ()  # what each bar earned, where that was asked for
+    pieces: tuple[float, ...] | None = None  # what each bar of the truth earned, where that was asked for
     owner: tuple[int, ...] = ()  # of each token, its bar; -1 for none
 
     @property
@@ -394,6 +395,19 @@ def bar_of_tokens(
     "Which bar each token is in; an end token belongs to the bar that it leaves out."
     words = _strings(tokens)
     return np.cumsum([t == "measure" for t in words], dtype=int) - 1 + np.array([t == EOS for t in words], int)
+
+# %% ../nbs/02_rewards.ipynb #f7111076
+def consensus(
+    preds: Sequence[Sequence],  # G sequences of tokens or ids
+) -> int:
+    "Which reading needs the fewest edits (TEDn) to become each of the others, summed; the first among equals."
+    words = [tuple(_strings(p)) for p in preds]
+    times = Counter(words)
+    risk = np.zeros(len(times))
+    if len(times) > 1:
+        for other, n in times.items():
+            risk += [n * d.edit_cost for d in tedn_group(list(times), other)]
+    return words.index(list(times)[int(risk.argmin())])
 
 # %% ../nbs/02_rewards.ipynb #dcb6e0d6
 def tokens_of_parts(
