@@ -87,7 +87,7 @@ def main() -> None:
     args.degradation = "clean"
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    policy, result = ReaderPolicy(load_reader(args.init)), {"draws": args.draws, "temperature": args.temperature}
+    policy, sets = ReaderPolicy(load_reader(args.init)), {}
     for folder in args.dev:
         pictures = dev_pictures(args, folder)
         name = f"{args.init.name}-{folder.name}-{args.limit}-{args.draws}-{args.temperature}.jsonl"
@@ -95,19 +95,20 @@ def main() -> None:
             rows = list(pool.map(costs, drawn(policy, pictures, args, args.work / name), chunksize=4))
         counts = {kind: [[row[key], row["size"]] for row in rows] for kind, key in KINDS.items()}
         found = {kind: micro_rate(*zip(*c, strict=True)) for kind, c in counts.items()}
-        result[folder.name] = {
+        sets[folder.name] = {
             "excerpts": len(rows),
             "distinct": float(np.mean([row["distinct"] for row in rows])),
             "TEDn": {kind: {"value": f.value, "low": f.low, "high": f.high} for kind, f in found.items()},
             "against greedy": {kind: change(c, counts["greedy"]) for kind, c in counts.items() if kind != "greedy"},
         }
-        print(f"{folder.name}: {len(rows)} excerpts, {result[folder.name]['distinct']:.1f} different readings of each")
+        print(f"{folder.name}: {len(rows)} excerpts, {sets[folder.name]['distinct']:.1f} different readings of each")
         for kind, f in found.items():
-            d = result[folder.name]["against greedy"].get(kind)
+            d = sets[folder.name]["against greedy"].get(kind)
             said = f"{d['value']:+7.1%} ({d['low']:+.1%} to {d['high']:+.1%})" if d else ""
             print(f"  {kind:10} {100 * f.value:5.1f} %  {said}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    about = {"draws": args.draws, "temperature": args.temperature, "bars": args.bars}
+    args.out.write_text(json.dumps(about | {"sets": sets}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

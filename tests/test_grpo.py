@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from PIL import Image
 
 from vitomr.cli import main
 from vitomr.data.batches import pad_pictures
@@ -32,6 +33,7 @@ from vitomr.grpo import (
     MusicReward,
     ObjectiveSettings,
     RolloutSettings,
+    Scans,
     Share,
     Team,
     advantages,
@@ -67,6 +69,7 @@ from vitomr.train.loop import CheckpointError, read_history
 from vitomr.train.objective import full_kl, k1, k2, k3, kl_name, kl_penalty, normalised_entropy
 from vitomr.train.policy import Picture, ReaderPolicy, Rollout, Sampling, Scored
 from vitomr.train.schedules import Schedule
+from vitomr.transcribe import Transcriber
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -1114,6 +1117,48 @@ def test_the_command_line_practises(tmp_path, shards, model, capsys):
         assert main([*call, *wrong]) == 2
         err = capsys.readouterr().err
         assert words in err and err.count("\n") == 1, err
+
+
+@pytest.fixture
+def scans(tmp_path):
+    "Two lines of a real scan, a file that is no picture, and a picture without music."
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for n in (1, 3):
+        shutil.copy(ROOT / "examples" / f"bach-invention-1-scan-{n}.png", folder)
+    (folder / "letter.png").write_bytes(b"Dear reader")
+    Image.new("L", (300, 200), 255).save(folder / "blank.png")
+    return folder
+
+
+def test_scans_are_practised_on_without_a_truth(tmp_path, scans, model, capsys):
+    save_reader(model, tmp_path / "init")
+    call = ["train", "grpo", "--preset", "smoke", "--data", str(scans), "--out", str(tmp_path / "run")]
+    call += ["--init", str(tmp_path / "init"), "--steps", "2", "--set", "num_generations=4"]
+    call += ["--set", "per_device_batch_size=8", "--set", "rollout_batch=8", "--set", "max_actions=12"]
+    assert main([*call, "--set", "target=consensus", "--set", "samples_every=1"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("vitomr: left out: ") == 2 and "letter.png" in said and "blank.png" in said
+    samples = [json.loads(x) for x in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert {x["name"].split(",")[0] for x in samples} == {f"bach-invention-1-scan-{n}.png" for n in (1, 3)}
+    assert not any(x["truth"] for x in samples)
+    for wrong in ("target=truth", "ce_weight=[0.1,0]"):
+        assert main([*call, "--set", "target=consensus", "--set", wrong]) == 2
+        err = capsys.readouterr().err
+        assert "scans and no truth" in err and err.count("\n") == 1
+
+
+def test_scans_are_a_function_of_seed_and_step(scans, model):
+    cfg = settings(target="consensus", num_generations=4, rollout_batch=8, per_device_batch_size=8)
+    a, b = (Scans(scans, cfg, Transcriber(model)) for _ in range(2))
+    drawn = [[data(step, k).name for step in range(6) for k in range(4)] for data in (a, b)]
+    assert drawn[0] == drawn[1] and len(a.faults) == 2
+    assert all(len(set(drawn[0][i : i + 2])) == 2 for i in range(0, 24, 2)), "each once before any twice"
+    assert len({tuple(drawn[0][i : i + 4]) for i in range(0, 24, 4)}) == 2
+    for p in scans.glob("bach*"):
+        p.unlink()
+    with pytest.raises(ValueError, match=r"no music was found; .*blank.png|no music was found; .*letter.png"):
+        Scans(scans, cfg, Transcriber(model))
 
 
 def the_benchmark():

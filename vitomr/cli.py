@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -404,7 +405,9 @@ def train_grpo(args, on_log) -> None:
     if len(args.data) > 1:
         raise ValueError(f"--data was given {len(args.data)} times; a reader practises on one folder of shards")
     cfg = with_settings(_training(PRACTICE, args), dict(_setting(s) for s in args.set))
-    with tracker(args.tracker, "vitomr") if args.tracker else nullcontext(lambda line: None) as log:
+    tracking = tracker(args.tracker, "vitomr") if args.tracker else nullcontext(lambda line: None)
+    with tracking as log, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"vitomr: {message}", file=sys.stderr)
         practise(cfg, args.data[0], args.out, init=args.init, on_log=lambda line: (on_log(line), log(line)))
 
 

@@ -9,8 +9,8 @@ __all__ = ['BASELINES', 'SCALES', 'CREDITS', 'LOSS_TYPES', 'LEVELS', 'TARGETS', 
            'RegularSettings', 'kl_in_use', 'kl_needed', 'ReaderSettings', 'GRPOConfig', 'with_settings', 'MusicReward',
            'Part', 'Table', 'piece_advantages', 'tabulate', 'Team', 'mark', 'draw', 'collect', 'Micro', 'micro_batches',
            'objective', 'teach', 'share_gradients', 'update', 'Run', 'describe_reading', 'averaged', 'practise',
-           'Excerpts', 'read_pictures', 'train', 'tracker', 'flat', 'watch', 'plot_results', 'changes', 'plot_kinds',
-           'on_the_line', 'plot_line']
+           'Excerpts', 'Scans', 'read_pictures', 'train', 'tracker', 'flat', 'watch', 'plot_results', 'changes',
+           'plot_kinds', 'on_the_line', 'plot_line']
 
 # %% ../nbs/03_grpo.ipynb #acff1899
 import copy
@@ -19,6 +19,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ from .decoder import Reader, load_reader, save_reader
 from .figures import FAINT, INK, TERM_COLOURS, bare, interval_bars
 from .notation.grammar import Grammar
 from .notation.lmx import EOS_ID, decode
+from .page.documents import SUFFIXES_READ, files_in
+from .page.staves import NoStaffError, PictureError
 from .rewards import PRESETS as REWARDS
 from .rewards import Breakdown, bar_of_tokens, consensus, reward_group, reward_of_bars
 from vitomr.train.loop import (
@@ -63,6 +66,7 @@ from vitomr.train.policy import (
     score_of,
 )
 from .train.schedules import SHAPES, Schedule, warmup_cosine
+from .transcribe import Transcriber
 
 # %% ../nbs/03_grpo.ipynb #4d7cc7ce
 @dataclass(frozen=True)
@@ -1067,6 +1071,44 @@ class Excerpts:
         img, _ = prepare(sample, np.random.default_rng([self.cfg.loop.seed, step, k]), self.mix, self.space)
         return Picture(img, sample.ids.astype(int).tolist(), f"{sample.song}:{sample.start}+{sample.n_measures}")
 
+# %% ../nbs/03_grpo.ipynb #590fa18d
+class Scans:
+    "Picture k of a step, from scans whose truth nobody wrote down."
+
+    def __init__(
+        self,
+        folder: str | Path,  # of pictures and PDFs
+        cfg: GRPOConfig,
+        transcriber: Transcriber,  # finds the lines of music
+    ):
+        steps = 0, cfg.loop.steps - 1
+        if cfg.target != "consensus" or any(cfg.at(cfg.ce_weight, s) for s in steps):
+            raise ValueError(
+                f"{folder} holds scans and no truth: practise on them with target 'consensus' and ce_weight 0, "
+                "or on shards that `vitomr data build` wrote"
+            )
+        self.seed, self.pictures, self.faults = cfg.loop.seed, [], []
+        for path in files_in([folder]):
+            try:
+                for page, line in transcriber.lines(path):
+                    name = f"{path.name}, page {page}, line {len(self.pictures) + 1}"
+                    self.pictures.append(Picture(line.picture, name=name))
+            except (PictureError, NoStaffError) as e:
+                self.faults.append(str(e) if path.name in str(e) else f"{path.name}: {e}")
+        if not self.pictures:
+            raise ValueError(f"{folder}: no music was found; {self.faults[0]}")
+
+    def __call__(self, step: int, k: int) -> Picture:
+        deck = np.random.default_rng([self.seed, step]).permutation(len(self.pictures))
+        return self.pictures[deck[k % len(deck)]]
+
+
+def _are_scans(folder: str | Path) -> bool:
+    inside = list(Path(folder).iterdir()) if Path(folder).is_dir() else []
+    is_scan = any(p.suffix.lower() in SUFFIXES_READ for p in inside)
+    return is_scan and not any(p.name.endswith(".index.npy") for p in inside)
+
+
 # %% ../nbs/03_grpo.ipynb #39706364
 def read_pictures(
     policy: ReaderPolicy,
@@ -1130,7 +1172,7 @@ PACKAGED = Path(vitomr.__file__).parent / "weights" / "tiny"
 # %% ../nbs/03_grpo.ipynb #dab4e2a7
 def train(
     cfg: GRPOConfig,
-    shards: str | Path,  # folder that `vitomr data build` wrote
+    shards: str | Path,  # folder that `vitomr data build` wrote; or one of pictures and PDFs, for target consensus
     run_dir: str | Path,  # run folder; resumed when it holds a checkpoint
     *,
     init: str | Path | None = None,  # a weights folder to start from; the packaged ones when left out
@@ -1147,7 +1189,12 @@ def train(
         bf16=cfg.bf16,
         gradient_checkpointing=cfg.gradient_checkpointing,
     )
-    data = Excerpts(Shards(shards), cfg, space=model.cfg.staff_space)
+    if _are_scans(shards):
+        data = Scans(shards, cfg, Transcriber(model, device=str(accelerator.device)))
+        for fault in data.faults:
+            warnings.warn(f"left out: {fault}", stacklevel=2)
+    else:
+        data = Excerpts(Shards(shards), cfg, space=model.cfg.staff_space)
     about = {"reader": asdict(model.cfg)}
     ema = practise(
         policy,
