@@ -87,7 +87,8 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--preset", default="tiny", help="smoke, tiny or base")
     r.add_argument(
         "--data", type=Path, required=True, action="append",
-        help="a folder of shards; for mae also folders of pictures, and several: --data A --data B",
+        help="a folder of shards; for mae also folders of pictures, and several: --data A --data B; for grpo with"
+        " --set target=consensus also a folder of scans",
     )  # fmt: skip
     r.add_argument("--out", type=Path, required=True, help="the run folder")
     r.add_argument("--steps", type=int, help="updates, instead of the preset's")
