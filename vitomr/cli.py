@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sys
-import warnings
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -400,16 +399,20 @@ def train_mae(args, on_log) -> None:
 def train_grpo(args, on_log) -> None:
     from contextlib import nullcontext
 
-    from vitomr.grpo import PRACTICE, tracker, with_settings
+    from vitomr.grpo import PRACTICE, Scans, holds_scans, tracker, with_settings
     from vitomr.grpo import train as practise
 
     if len(args.data) > 1:
-        raise ValueError(f"--data was given {len(args.data)} times; a reader practises on one folder of shards")
-    cfg = with_settings(_training(PRACTICE, args), dict(_setting(s) for s in args.set))
-    tracking = tracker(args.tracker, "vitomr") if args.tracker else nullcontext(lambda line: None)
-    with tracking as log, warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"vitomr: {message}", file=sys.stderr)
-        practise(cfg, args.data[0], args.out, init=args.init, on_log=lambda line: (on_log(line), log(line)))
+        raise ValueError(f"--data was given {len(args.data)} times; a reader practises on one folder")
+    cfg, data = with_settings(_training(PRACTICE, args), dict(_setting(s) for s in args.set)), args.data[0]
+    if holds_scans(data):
+        from vitomr.transcribe import Transcriber
+
+        data = Scans(data, cfg, Transcriber.from_pretrained(args.init))
+        for fault in data.faults:
+            print(f"vitomr: left out: {fault}", file=sys.stderr)
+    with tracker(args.tracker, "vitomr") if args.tracker else nullcontext(lambda line: None) as log:
+        practise(cfg, data, args.out, init=args.init, on_log=lambda line: (on_log(line), log(line)))
 
 
 CHAPTERS = {"decoder": train_decoder, "mae": train_mae, "grpo": train_grpo}

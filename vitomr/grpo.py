@@ -9,8 +9,8 @@ __all__ = ['BASELINES', 'SCALES', 'CREDITS', 'LOSS_TYPES', 'LEVELS', 'TARGETS', 
            'RegularSettings', 'kl_in_use', 'kl_needed', 'ReaderSettings', 'GRPOConfig', 'with_settings', 'MusicReward',
            'Part', 'Table', 'piece_advantages', 'tabulate', 'Team', 'mark', 'draw', 'collect', 'Micro', 'micro_batches',
            'objective', 'teach', 'share_gradients', 'update', 'Run', 'describe_reading', 'averaged', 'practise',
-           'Excerpts', 'Scans', 'read_pictures', 'train', 'tracker', 'flat', 'watch', 'plot_results', 'changes',
-           'plot_kinds', 'on_the_line', 'plot_line']
+           'Excerpts', 'Scans', 'holds_scans', 'read_pictures', 'train', 'tracker', 'flat', 'watch', 'plot_results',
+           'changes', 'plot_kinds', 'on_the_line', 'plot_line']
 
 # %% ../nbs/03_grpo.ipynb #acff1899
 import copy
@@ -19,7 +19,6 @@ import json
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -66,7 +65,6 @@ from vitomr.train.policy import (
     score_of,
 )
 from .train.schedules import SHAPES, Schedule, warmup_cosine
-from .transcribe import Transcriber
 
 # %% ../nbs/03_grpo.ipynb #4d7cc7ce
 @dataclass(frozen=True)
@@ -1079,7 +1077,7 @@ class Scans:
         self,
         folder: str | Path,  # of pictures and PDFs
         cfg: GRPOConfig,
-        transcriber: Transcriber,  # finds the lines of music
+        transcriber,  # finds the lines of music: a `transcribe.Transcriber`, for its `lines`
     ):
         steps = 0, cfg.loop.steps - 1
         if cfg.target != "consensus" or any(cfg.at(cfg.ce_weight, s) for s in steps):
@@ -1103,7 +1101,10 @@ class Scans:
         return self.pictures[deck[k % len(deck)]]
 
 
-def _are_scans(folder: str | Path) -> bool:
+def holds_scans(
+    folder: str | Path,
+) -> bool:
+    "Are there pictures or PDFs in a folder, and no shards?"
     inside = list(Path(folder).iterdir()) if Path(folder).is_dir() else []
     is_scan = any(p.suffix.lower() in SUFFIXES_READ for p in inside)
     return is_scan and not any(p.name.endswith(".index.npy") for p in inside)
@@ -1172,7 +1173,7 @@ PACKAGED = Path(vitomr.__file__).parent / "weights" / "tiny"
 # %% ../nbs/03_grpo.ipynb #dab4e2a7
 def train(
     cfg: GRPOConfig,
-    shards: str | Path,  # folder that `vitomr data build` wrote; or one of pictures and PDFs, for target consensus
+    shards: str | Path | Scans,  # folder that `vitomr data build` wrote, or scans
     run_dir: str | Path,  # run folder; resumed when it holds a checkpoint
     *,
     init: str | Path | None = None,  # a weights folder to start from; the packaged ones when left out
@@ -1189,12 +1190,8 @@ def train(
         bf16=cfg.bf16,
         gradient_checkpointing=cfg.gradient_checkpointing,
     )
-    if _are_scans(shards):
-        data = Scans(shards, cfg, Transcriber(model, device=str(accelerator.device)))
-        for fault in data.faults:
-            warnings.warn(f"left out: {fault}", stacklevel=2)
-    else:
-        data = Excerpts(Shards(shards), cfg, space=model.cfg.staff_space)
+    is_scans = isinstance(shards, Scans)
+    data = shards if is_scans else Excerpts(Shards(shards), cfg, space=model.cfg.staff_space)
     about = {"reader": asdict(model.cfg)}
     ema = practise(
         policy,
@@ -1336,6 +1333,8 @@ def plot_kinds(results: dict) -> plt.Figure:
             continue  # marked against something else
         ax = bare(axes[2 if kind == "notes" else 1], "step", "", f"{kind}: mean reward of a step")
         ax.plot(range(1, len(curve) + 1), curve, color=_arm_colour(arm), alpha=0.5 if ax.lines else 1)
+    for ax in axes:
+        ax.set_axis_on() if ax.has_data() else ax.set_axis_off()
     return fig
 
 
