@@ -12,10 +12,9 @@ Readings are kept in --work; stopped and called again it goes on.
 """
 
 import argparse
+import hashlib
 import json
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +24,9 @@ from grpo_result import change, dev_pictures, tedn_counts
 from vitomr.decoder import load_reader
 from vitomr.notation.lmx import EOS_ID, decode
 from vitomr.notation.metrics import micro_rate
+from vitomr.rewards import consensus
 from vitomr.train.policy import Picture, ReaderPolicy, Sampling
 
-KINDS = {"greedy": "greedy", "a draw": "mean", "likeliest": "likeliest", "consensus": "consensus", "best": "best"}
 TOGETHER = 2  # pictures
 
 
@@ -35,8 +34,11 @@ def drawn(policy: ReaderPolicy, pictures: list[Picture], args, kept: Path) -> li
     "Truth, readings (the greedy one last) and their log-probabilities of each picture."
     lines = kept.read_text().splitlines(keepends=True) if kept.exists() else []
     done = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may have been cut off
+    done = done[: len(done) // TOGETHER * TOGETHER]  # what is drawn together has one seed
     kept.write_text("".join(json.dumps(line) + "\n" for line in done))
     order = sorted(range(len(pictures)), key=lambda i: len(pictures[i].ids))  # alike in length together
+    if [line["truth"] for line in done] != [" ".join(decode(pictures[i].ids)) for i in order[: len(done)]]:
+        raise SystemExit(f"{kept} holds readings of other excerpts; delete it or use another --work")
     for at in range(len(done), len(order), TOGETHER):
         now = [pictures[i] for i in order[at : at + TOGETHER]]
         ways = (args.draws, Sampling(args.temperature, max_actions=768)), (1, Sampling(0.0, max_actions=768))
@@ -52,22 +54,24 @@ def drawn(policy: ReaderPolicy, pictures: list[Picture], args, kept: Path) -> li
     return done
 
 
-def costs(line: dict) -> dict[str, float]:
+def costs(line: dict) -> dict[str, tuple[float, int]]:
     "TEDn edits of each kind of reading, and the size of the truth."
-    edits = cache(lambda a, b: 0 if a == b else tedn_counts(a.split(), b.split())[0])
-    *draws, surest = line["read"]
-    truth, times = line["truth"], Counter(draws)
-    own = [edits(a, truth) for a in line["read"]]
-    risk = {a: sum(n * edits(a, b) for b, n in times.items()) for a in sorted({*draws, surest})}
+    truth, *read = (text.split() for text in (line["truth"], *line["read"]))
+    counts = [tedn_counts(tokens, truth) for tokens in read]
+    (*own, greedy), size = [edits for edits, _ in counts], counts[0][1]
     return {
-        "size": tedn_counts(truth.split(), truth.split())[1],
-        "greedy": own[-1],
-        "mean": float(np.mean(own[:-1])),
-        "likeliest": own[int(np.argmax(line["logp"]))],
-        "consensus": edits(min(risk, key=lambda a: (risk[a], a != surest)), truth),
-        "best": min(own),
-        "distinct": len(times),
+        "greedy": (greedy, size),
+        "a draw": (float(np.mean(own)), size),
+        "likeliest": ([*own, greedy][int(np.argmax(line["logp"]))], size),
+        "consensus": (own[consensus(read[:-1])], size),
+        "best": (min(*own, greedy), size),
     }
+
+
+def kept_in(args, folder: Path) -> Path:
+    "A file for each reader and each way of asking it."
+    weights = hashlib.sha256((args.init / "model.safetensors").read_bytes()).hexdigest()[:8]
+    return args.work / f"{folder.name}-{weights}-{args.bars}-{args.limit}-{args.draws}-{args.temperature:g}.jsonl"
 
 
 def main() -> None:
@@ -90,14 +94,14 @@ def main() -> None:
     policy, sets = ReaderPolicy(load_reader(args.init)), {}
     for folder in args.dev:
         pictures = dev_pictures(args, folder)
-        name = f"{args.init.name}-{folder.name}-{args.limit}-{args.draws}-{args.temperature}.jsonl"
+        lines = drawn(policy, pictures, args, kept_in(args, folder))
         with ProcessPoolExecutor(args.threads) as pool:
-            rows = list(pool.map(costs, drawn(policy, pictures, args, args.work / name), chunksize=4))
-        counts = {kind: [[row[key], row["size"]] for row in rows] for kind, key in KINDS.items()}
+            rows = list(pool.map(costs, lines, chunksize=4))
+        counts = {kind: [row[kind] for row in rows] for kind in rows[0]}
         found = {kind: micro_rate(*zip(*c, strict=True)) for kind, c in counts.items()}
         sets[folder.name] = {
             "excerpts": len(rows),
-            "distinct": float(np.mean([row["distinct"] for row in rows])),
+            "distinct": float(np.mean([len(set(line["read"][:-1])) for line in lines])),
             "TEDn": {kind: {"value": f.value, "low": f.low, "high": f.high} for kind, f in found.items()},
             "against greedy": {kind: change(c, counts["greedy"]) for kind, c in counts.items() if kind != "greedy"},
         }

@@ -1239,6 +1239,27 @@ def test_the_benchmark_says_what_is_wrong_before_it_begins(monkeypatch, tmp_path
     assert words in capsys.readouterr().err + str(stopped.value) and not (tmp_path / "w").exists()
 
 
+def test_draws_are_told_apart(monkeypatch, tmp_path, shards):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    benchmark = importlib.import_module("draws")
+    call = ["x", "--dev", str(shards.folder), "--work", str(tmp_path / "w"), "--out", str(tmp_path / "r.json")]
+    monkeypatch.setattr(sys, "argv", [*call, "--bars", "1-2", "--limit", "3", "--draws", "3"])
+    benchmark.main()
+    first = (tmp_path / "r.json").read_text()
+    (kept,) = (tmp_path / "w").glob("*.jsonl")
+    whole = kept.read_text()
+    kept.write_text(whole[: len(whole) // 2])  # killed while it wrote
+    benchmark.main()
+    assert (tmp_path / "r.json").read_text() == first and kept.read_text() == whole
+    (found,) = json.loads(first)["sets"].values()
+    rate = {kind: f["value"] for kind, f in found["TEDn"].items()}
+    assert rate["best"] <= min(rate.values()) and 1 <= found["distinct"] <= 3
+    ways = [f"measure clef:G2 C5 voice:1 quarter stem:down {pitch} quarter" for pitch in ("D5", "E5", "F5")]
+    line = {"truth": ways[1], "read": [ways[1], ways[2], ways[1], ways[0]], "logp": [-2.0, -1.0, -2.0, -3.0]}
+    edits = {kind: n for kind, (n, _) in benchmark.costs(line).items()}
+    assert edits["best"] == edits["consensus"] == 0 < min(edits["greedy"], edits["likeliest"], edits["a draw"])
+
+
 def test_the_line_through_start_and_arm(tmp_path, shards):
     "The benchmark, two steps of it: what it writes is what the chapter draws; steps have the length they claim."
     small = "num_generations=4", "per_device_batch_size=8", "max_actions=12", "lengths=[90]", "shortest=0", "lr=0.0001"

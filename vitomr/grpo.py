@@ -303,7 +303,7 @@ class ReaderSettings:
     shortest: int = 0  # tokens
     degradation: str = "mix"  # a preset of data.degrade, or mix: shares of all of them
 
-
+# %% ../nbs/03_grpo.ipynb #0683bac2
 @dataclass(frozen=True)
 class GRPOConfig(RolloutSettings, AdvantageSettings, ObjectiveSettings, RegularSettings, ReaderSettings):
     "All of a run of practice."
@@ -354,7 +354,7 @@ def _check_groups(cfg: GRPOConfig) -> None:
             f"{cfg.baseline!r} must not be greedy"
         )
 
-
+# %% ../nbs/03_grpo.ipynb #47a662b5
 def _check_choices(cfg: GRPOConfig) -> None:
     for name, choices in _CHOICES.items():
         if (given := getattr(cfg, name)) not in choices:
@@ -1190,8 +1190,7 @@ def train(
         bf16=cfg.bf16,
         gradient_checkpointing=cfg.gradient_checkpointing,
     )
-    is_scans = isinstance(shards, Scans)
-    data = shards if is_scans else Excerpts(Shards(shards), cfg, space=model.cfg.staff_space)
+    data = shards if isinstance(shards, Scans) else Excerpts(Shards(shards), cfg, space=model.cfg.staff_space)
     about = {"reader": asdict(model.cfg)}
     ema = practise(
         policy,
@@ -1334,7 +1333,8 @@ def plot_kinds(results: dict) -> plt.Figure:
         ax = bare(axes[2 if kind == "notes" else 1], "step", "", f"{kind}: mean reward of a step")
         ax.plot(range(1, len(curve) + 1), curve, color=_arm_colour(arm), alpha=0.5 if ax.lines else 1)
     for ax in axes:
-        ax.set_axis_on() if ax.has_data() else ax.set_axis_off()
+        if not ax.has_data():
+            ax.set_axis_off()
     return fig
 
 

@@ -578,10 +578,10 @@ class Transcriber:
         with Pages(source) as opened:
             yield from _read(self, opened, pages, boxes or {}, how)
 
-    def lines(self, source, *, pages: Sequence[int] | str | None = None) -> Iterator[tuple[int, Transcription]]:
+    def lines(self, source) -> Iterator[tuple[int, Transcription]]:
         "The lines of music of a document with the page of each, from 1, found and not read. Raises as `transcribe`."
         with Pages(source) as opened:
-            for n in page_numbers(pages, len(opened)) if pages is None or isinstance(pages, str) else pages:
+            for n in range(len(opened)):
                 page = _open_page(self, opened, n, None)
                 yield from ((n + 1, line) for s in page.systems for line in s.lines)
 

@@ -198,10 +198,14 @@ class _Material:
         return chosen if len({p.n_measures for p in chosen}) == 1 else []
 
 # %% ../../nbs/data/synthesis.ipynb #f7e225af
+def _n_bars(mix: Mix, rng: np.random.Generator) -> int:
+    return 1 + int(rng.choice(len(mix.bars), p=np.array(mix.bars) / sum(mix.bars)))
+
+
 def _excerpt(song: _Material, rng: np.random.Generator, mix: Mix) -> tuple[ET.Element, int, Part]:
     "An excerpt, its first bar and the part it is from. Raises `ScoreError`."
     pool = (song.piano if rng.random() < mix.piano else song.single) or song.piano + song.single
-    n = 1 + int(rng.choice(len(mix.bars), p=np.array(mix.bars) / sum(mix.bars)))
+    n = _n_bars(mix, rng)
     at, how, where = rng.random(), rng.random(), rng.random()
     part = pool[int(at * len(pool))]
     n = min(n, part.n_measures)
@@ -217,29 +221,30 @@ def _excerpt(song: _Material, rng: np.random.Generator, mix: Mix) -> tuple[ET.El
         return join_bars(part.element, bars, states=song.states_of(part)), bars[0], part
     return cut_excerpt(part.element, start, n, states=song.states_of(part)), start, part
 
+# %% ../../nbs/data/synthesis.ipynb #bda7b55a
+def _bars_like(song: _Material, part: Part, lengths: list, rng: np.random.Generator) -> ET.Element | None:
+    "Bars of a part that are as long as these, or None."
+    theirs, n = song.lengths_of(part), len(lengths)
+    fits = [i for i in range(len(theirs) - n + 1) if theirs[i : i + n] == lengths]
+    if not fits:
+        return None
+    return cut_excerpt(part.element, fits[rng.integers(len(fits))], n, states=song.states_of(part))
+
 
 def _another_hand(excerpt: ET.Element, others: Sequence[_Material], rng: np.random.Generator) -> ET.Element:
     "The excerpt with the left hand of another song, or as it is where twelve tries find none that fits."
     lengths = bar_lengths(excerpt)
-    n = len(lengths)
     for song in (others[i] for i in rng.permutation(len(others))[:12]):
         part, made = song.piano[rng.integers(len(song.piano))], copy.deepcopy(excerpt)
         try:
-            theirs = song.lengths_of(part)
-            fits = [i for i in range(len(theirs) - n + 1) if theirs[i : i + n] == lengths]
-            if fits:
-                start = fits[rng.integers(len(fits))]
-                other_hand(made, cut_excerpt(part.element, start, n, states=song.states_of(part)))
+            if (other := _bars_like(song, part, lengths, rng)) is not None:
+                other_hand(made, other)
                 return made
         except ScoreError:
             continue
     return excerpt
 
-
-def _sounds(excerpt: ET.Element) -> bool:
-    return excerpt.find(".//pitch") is not None
-
-
+# %% ../../nbs/data/synthesis.ipynb #abe77be8
 def _several_lines(
     song: _Material, others: Sequence[_Material], rng: np.random.Generator, mix: Mix
 ) -> tuple[ET.Element, int, Part] | None:
@@ -247,26 +252,36 @@ def _several_lines(
     if not song.single:
         return None
     part = song.single[rng.integers(len(song.single))]
-    n = min(1 + int(rng.choice(len(mix.bars), p=np.array(mix.bars) / sum(mix.bars))), part.n_measures)
+    n = min(_n_bars(mix, rng), part.n_measures)
     start, most = int(rng.integers(part.n_measures - n + 1)), 3 + int(rng.random() < 0.7)
     try:
         wanted = song.lengths_of(part)[start : start + n]
         found = [cut_excerpt(part.element, start, n, states=song.states_of(part))]
         for other in (others[i] for i in rng.permutation(len(others)) if others[i].single):
-            theirs = other.single[rng.integers(len(other.single))]
-            lengths = other.lengths_of(theirs)
-            fits = [i for i in range(len(lengths) - n + 1) if lengths[i : i + n] == wanted]
-            if not fits:
-                continue
-            line = cut_excerpt(theirs.element, fits[rng.integers(len(fits))], n, states=other.states_of(theirs))
-            found += [line] if _sounds(line) else []
+            line = _bars_like(other, other.single[rng.integers(len(other.single))], wanted, rng)
+            if line is not None and line.find(".//pitch") is not None:
+                found.append(line)
             if len(found) == most:
                 break
         return lines_together(found, rng), start, part
     except ScoreError:
         return None
 
+# %% ../../nbs/data/synthesis.ipynb #8c56f58d
+def _with_others(
+    excerpt: ET.Element, start: int, part: Part, song: _Material, others: Sequence[_Material],
+    rng: np.random.Generator, mix: Mix,
+) -> tuple[ET.Element, int, Part]:  # fmt: skip
+    "The excerpt, or what other songs make of it."
+    if not others or part.n_staves != 2:
+        return excerpt, start, part
+    if mix.lines and rng.random() < mix.lines and (several := _several_lines(song, others, rng, mix)):
+        return several
+    if mix.hands and rng.random() < mix.hands:
+        excerpt = _another_hand(excerpt, others, rng)
+    return excerpt, start, part
 
+# %% ../../nbs/data/synthesis.ipynb #8328a3f6
 def _twice_as_long(excerpt: ET.Element, state: dict) -> tuple[ET.Element, dict]:
     "Both as they are where there is no sign for it."
     made, time = copy.deepcopy(excerpt), ET.Element("part")
@@ -323,13 +338,7 @@ def song_samples(
         own = np.random.default_rng(rng.integers(1 << 62))  # an excerpt that fails changes nothing for the next
         try:
             excerpt, start, part = _excerpt(found, own, mix)
-            several = None
-            if mix.lines and partners and part.n_staves == 2 and own.random() < mix.lines:
-                several = _several_lines(found, partners, own, mix)
-            if several:
-                excerpt, start, part = several
-            elif mix.hands and partners and part.n_staves == 2 and own.random() < mix.hands:
-                excerpt = _another_hand(excerpt, partners, own)
+            excerpt, start, part = _with_others(excerpt, start, part, found, partners or (), own, mix)
             excerpt, state = _varied(excerpt, found.states_of(part)[start], own, mix)
             name = part.name[:20] if own.random() < mix.named else ""
             sample = sample_of(excerpt, own, song=song.id, start=start, name=name, engraver=engraver, state=state)

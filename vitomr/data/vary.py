@@ -846,7 +846,7 @@ def _lower_beams(note: ET.Element) -> None:
         else:
             note.remove(beam)
 
-
+# %% ../../nbs/data/vary.ipynb #d2a4f86d
 def double_values(
     part: ET.Element,  # an excerpt, changed in place
 ) -> None:
