@@ -38,6 +38,7 @@ from vitomr.data.vary import (
     other_hand,
     piano_reduction,
     rarity,
+    say_voices_and_stems,
     transpose,
 )
 from vitomr.notation.engrave import engrave
@@ -337,6 +338,35 @@ def test_no_beat_is_made_over_where_something_hangs_on_it():
         add_tuplets(part, header_states(part)[0], np.random.default_rng(seed))
         kept = [n for n in part.iter("note") if n.find("tie") is not None]
         assert len(kept) == 2 and all(n.find("time-modification") is None for n in kept)
+
+
+def test_voices_and_stems_that_a_file_leaves_unsaid_are_said_as_they_are_printed():
+    head = "<attributes><divisions>2</divisions><clef><sign>{}</sign><line>{}</line></clef></attributes>"
+    note = "<note>{}<pitch><step>{}</step><octave>{}</octave></pitch><duration>1</duration><type>{}</type>{}</note>"
+    beam, clef = '<beam number="1">{}</beam>'.format, head.format("F", 4)
+    notes = [
+        note.format("", "A", 4, "quarter", ""), note.format("", "B", 4, "quarter", ""),
+        note.format("", "E", 4, "quarter", ""), note.format("<chord/>", "E", 5, "quarter", ""),  # E4 is the farther one
+        note.format("", "C", 5, "eighth", beam("begin")), note.format("", "D", 4, "eighth", beam("end")),
+        note.format("<grace/>", "G", 5, "eighth", "").replace("<duration>1</duration>", ""),
+        note.format("", "G", 5, "whole", ""), clef, note.format("", "E", 3, "quarter", ""),
+    ]  # fmt: skip
+    part = ET.fromstring(f"<part id='P1'><measure number='1'>{head.format('G', 2)}{''.join(notes)}</measure></part>")
+    say_voices_and_stems(part)
+    stems = [n.findtext("stem") for n in part.iter("note")]
+    assert stems == ["up", "down", "up", "up", "up", "up", "up", None, "down"]
+    assert all(n.findtext("voice") == "1" for n in part.iter("note"))
+    two = ET.fromstring(ET.tostring(part))
+    for n in two.iter("note"):
+        n.find("voice").text = "2"
+        n[:] = [e for e in n if e.tag != "stem"]
+    two.find("measure").extend([ET.fromstring("<backup><duration>1</duration></backup>"), part[0].findall("note")[1]])
+    before = ET.tostring(two)
+    say_voices_and_stems(two)
+    assert ET.tostring(two) == before, "one stem is said, so the others are left out on purpose"
+    two.find("measure/note[last()]").remove(two.find("measure/note[last()]/stem"))
+    say_voices_and_stems(two)
+    assert [n.findtext("stem") for n in two.iter("note")] == [*["down"] * 7, None, "down", "up"]
 
 
 def test_a_chorale_for_two_hands_sounds_as_before():

@@ -19,7 +19,7 @@ from .corpora import Song
 from .degrade import degrade
 from .engravers import EngraverError, PageEngraving, engrave_page
 from .synthesis import random_layout
-from .vary import piano_reduction
+from .vary import piano_reduction, say_voices_and_stems
 from ..notation.engrave import TEXT_FONTS, engrave, rasterise
 from ..notation.lmx import linearise
 from ..notation.score import ScoreError, cut_excerpt, join_bars, parts
@@ -69,6 +69,8 @@ def page_parts(
     voices = [p for p in voices if p.n_measures == voices[0].n_measures]
     if len(voices) < 3:
         raise ScoreError(f"{song.id} has {len(voices)} voices of one length; three are needed")
+    for voice in voices:
+        say_voices_and_stems(voice.element)
     bars = [i % voices[0].n_measures for i in range(n_bars)]
     lines = [join_bars(p.element, bars) for p in voices[:4]]
     for note in (n for line in lines for n in line.iter("note")):

@@ -34,6 +34,7 @@ from vitomr.data.vary import (
     piano_reduction,
     rare_start,
     rarity,
+    say_voices_and_stems,
     show_time,
 )
 from ..notation.engrave import FONTS, TEXT_FONTS, engrave
@@ -332,6 +333,8 @@ def song_samples(
         usable = [p for p in parts(song.load()) if p.n_staves <= 2 and p.n_measures]
     except ScoreError:
         return
+    for part in usable:
+        say_voices_and_stems(part.element)
     found = _Material([p for p in usable if p.n_staves == 2], [p for p in usable if p.n_staves == 1])
     seen: list[np.ndarray] = []
     for _ in range(mix.per_song if usable else 0):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIFTHS', 'STEPS', 'ACCIDENTALS', 'CLEF_NOTES', 'MAX_LEDGER', 'RARE', 'NOTE_ORDER', 'MARKS', 'TUPLETS', 'VALUES',
            'WHITE', 'transpose', 'ledger_lines', 'in_random_key', 'rarity', 'rare_start', 'mixed_bars', 'add_marks',
-           'show_time', 'add_tuplets', 'piano_reduction', 'bar_lengths', 'other_hand', 'double_values',
-           'lines_together', 'add_neighbour']
+           'show_time', 'add_tuplets', 'say_voices_and_stems', 'piano_reduction', 'bar_lengths', 'other_hand',
+           'double_values', 'lines_together', 'add_neighbour']
 
 # %% ../../nbs/data/vary.ipynb #8cb9b758
 import copy
@@ -602,6 +602,43 @@ def add_tuplets(
     for i, note in enumerate(part.iter("note")):
         note.set("id", f"n{i}")  # as `cut_excerpt` does
     return n_groups
+
+# %% ../../nbs/data/vary.ipynb #18d13061
+_STEMLESS = (None, "whole", "breve", "long", "maxima")
+
+
+def _placed(measure: ET.Element, middles: dict[str, int]) -> Iterator[tuple[ET.Element, int]]:
+    "Notes that have a stem, and how many steps above the middle line they lie; clefs on the way go into `middles`."
+    for e in measure:
+        for clef in e.iterfind("clef") if e.tag == "attributes" else ():
+            middles[clef.get("number", "1")] = _bottom(clef) + 4
+        if e.tag == "note" and e.find("pitch") is not None and e.findtext("type") not in _STEMLESS:
+            yield e, _height(e) - middles.get(e.findtext("staff", "1"), 34)
+
+
+def say_voices_and_stems(
+    part: ET.Element,  # changed in place
+) -> None:
+    "Write voice 1 where a note names none, and stems where the whole part says none."
+    for note in part.iter("note"):
+        if not note.findtext("voice"):
+            _put(note, "voice", "1")
+    middles: dict[str, int] = {}
+    for measure in part.iterfind("measure") if part.find(".//note/stem") is None else ():
+        fixed, groups = _fixed_stems(measure), {}
+        for note, above in _placed(measure, middles):
+            is_grace = note.find("grace") is not None
+            of = groups.setdefault((note.findtext("voice"), note.findtext("staff"), is_grace), [])
+            is_on = note.find("chord") is not None or note.findtext("beam[@number='1']") in ("continue", "end")
+            if not (of and is_on):
+                of.append([])
+            of[-1].append((note, above))
+        for (voice, _, is_grace), found in groups.items():
+            for group in found:
+                heights = [above for _, above in group]
+                free = "up" if is_grace else "down" if max(heights) + min(heights) >= 0 else "up"
+                for note, _ in group:
+                    _put(note, "stem", fixed.get(voice, free))
 
 # %% ../../nbs/data/vary.ipynb #1a806d48
 def _line_of(part: ET.Element, n_divisions: int) -> list[list[ET.Element]]:
