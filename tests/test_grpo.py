@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from PIL import Image
 
 from vitomr.cli import main
 from vitomr.data.batches import pad_pictures
-from vitomr.data.synthesis import Shards
+from vitomr.data.synthesis import AS_WRITTEN, Shards, build
 from vitomr.decoder import READERS, Reader, load_reader, save_reader
 from vitomr.grpo import (
     PACKAGED,
@@ -1258,6 +1259,45 @@ def test_draws_are_told_apart(monkeypatch, tmp_path, shards):
     line = {"truth": ways[1], "read": [ways[1], ways[2], ways[1], ways[0]], "logp": [-2.0, -1.0, -2.0, -3.0]}
     edits = {kind: n for kind, (n, _) in benchmark.costs(line).items()}
     assert edits["best"] == edits["consensus"] == 0 < min(edits["greedy"], edits["likeliest"], edits["a draw"])
+
+
+def test_errors_are_told_apart_by_what_the_music_holds(monkeypatch, tmp_path):
+    pitch = "<pitch><step>{}</step><octave>4</octave></pitch>"
+    note = "<note{}>{}<duration>{}</duration><voice>1</voice><type>{}</type>{}</note>"
+    plain = [note.format("", pitch.format(s), 6, "quarter", "<stem>up</stem>") for s in "EFGA"]
+    pause = note.format(' print-object="no"', "<rest/>", 6, "quarter", "")
+    ratio = "<time-modification><actual-notes>3</actual-notes><normal-notes>2</normal-notes></time-modification>"
+    mark = '<notations><tuplet type="{}" {}/></notations>'
+
+    def triplet(said):
+        marks = mark.format("start", said), "", mark.format("stop", "")
+        return [note.format("", pitch.format("E"), 4, "quarter", ratio + m) for m in marks]
+
+    bars = [*plain], [pause, *plain[1:]], [*triplet(""), *plain[:2]], [*triplet('show-number="none"'), *plain[:2]]
+    head = "<attributes><divisions>6</divisions><clef><sign>G</sign><line>2</line></clef></attributes>"
+    xml = [f'<measure number="{i}">{"" if i else head}{"".join(bar)}</measure>' for i, bar in enumerate(bars)]
+    names = '<part-list><score-part id="P1"><part-name>V</part-name></score-part></part-list>'
+    song = f'<score-partwise version="4.0">{names}<part id="P1">{"".join(xml)}</part></score-partwise>'
+    (tmp_path / "songs" / "dev").mkdir(parents=True)
+    (tmp_path / "songs" / "dev" / "a.musicxml").write_text(song)
+    build(tmp_path / "songs", tmp_path / "dev", 16, split="dev", mix=replace(AS_WRITTEN, bars=(1.0,)))
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    benchmark = importlib.import_module("unprinted")
+    call = ["x", "--data", str(tmp_path / "dev"), "--source", str(tmp_path / "songs"), "--work", str(tmp_path / "w")]
+    monkeypatch.setattr(sys, "argv", [*call, "--out", str(tmp_path / "r.json"), "--bars", "1-1", "--limit", "16"])
+    benchmark.main()
+    found = json.loads((tmp_path / "r.json").read_text())["groups"]
+    seen = Counter(Shards(tmp_path / "dev").index["start"].tolist())
+    counted = {name: row["excerpts"] for name, row in found.items()}
+    assert counted == {"all": 16} | {benchmark.GROUPS[i]: n for i, n in seen.items()} and len(seen) == 4
+    assert sum(row["share of edits"] for name, row in found.items() if name != "all") in (0, pytest.approx(1))
+    hidden, moved = "print-object:no rest voice:1 quarter F4 quarter", "forward quarter F4 voice:1 quarter"
+    (edits, _), (alike, _) = benchmark.both_counts(tuple(["measure", *bar.split()] for bar in (moved, hidden)))
+    assert edits > alike == 0
+    monkeypatch.setattr(sys, "argv", [*call[:4], str(ROOT / "README.md"), *call[5:], "--out", str(tmp_path / "r.json")])
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main()
+    assert "README.md" in str(stopped.value)
 
 
 def test_the_line_through_start_and_arm(tmp_path, shards):

@@ -33,6 +33,7 @@ from vitomr.notation.score import (
     MAX_BYTES,
     ScoreError,
     cut_excerpt,
+    join_gaps,
     musicxml_bytes,
     mxl_bytes,
     parts,
@@ -325,6 +326,37 @@ def test_ties_across_the_cut_leave_the_excerpt(piano):
 def test_cutting_past_the_end_says_so(piano):
     with pytest.raises(ScoreError, match="has 2"):
         cut_excerpt(piano, 1, 2)
+
+
+def gaps_of(*ways):
+    "One bar, its second voice written in so many ways: the tokens that `join_gaps` leaves of each."
+    note = "<note>{}<duration>{}</duration><voice>{}</voice><type>{}</type></note>"
+    pitch = "<pitch><step>{}</step><octave>4</octave></pitch>"
+    first = note.format(pitch.format("C"), 4, 1, "whole")
+    second = note.format(pitch.format("A"), 1, 2, "quarter")
+    found = []
+    for before, after in ways:
+        bar = f"<attributes><divisions>1</divisions></attributes>{first}{before}{second}{after}"
+        part = ET.fromstring(f"<part id='P1'><measure number='1'>{bar}</measure></part>")
+        join_gaps(part)
+        found.append(list(linearise(part).tokens))
+    return found
+
+
+def test_pauses_that_are_not_printed_are_written_one_way():
+    rest = '<note print-object="no"><rest/><duration>{}</duration><voice>2</voice><type>{}</type></note>'.format
+    back, on = "<backup><duration>{}</duration></backup>".format, "<forward><duration>{}</duration></forward>".format
+    alike = gaps_of(
+        (back(4) + rest(1, "quarter"), rest(2, "half")),
+        (back(4) + on(1), on(2)),
+        (back(3), ""),
+        (back(2) + back(2) + on(1), rest(1, "quarter") + on(1)),
+    )
+    assert alike == [alike[0]] * 4
+    assert alike[0] == "measure C4 voice:1 whole backup half backup quarter A4 voice:2 quarter".split()
+    shown = rest(1, "quarter").replace(' print-object="no"', "")
+    printed, other = gaps_of((back(4) + shown, ""), (back(4) + rest(2, "half"), ""))
+    assert "rest" in printed and other != alike[0]
 
 
 # engraving

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MUSICXML_SUFFIXES', 'STEP_TO_PITCH_CLASS', 'HEADER_TAGS', 'ScoreError', 'parse_xml', 'unzip_mxl',
            'read_score', 'root_of', 'music21_to_xml', 'Part', 'parts', 'header_states', 'restate_header',
-           'placed_notes', 'drop_dangling', 'join_bars', 'cut_excerpt', 'as_score', 'musicxml_bytes', 'mxl_bytes']
+           'placed_notes', 'drop_dangling', 'join_bars', 'cut_excerpt', 'as_score', 'join_gaps', 'musicxml_bytes',
+           'mxl_bytes']
 
 # %% ../../nbs/notation/score.ipynb #a0973813
 import copy
@@ -336,6 +337,33 @@ def as_score(
 ) -> ET.Element:  # <score-partwise>
     "Wrap one part as a document of its own."
     return part_to_score(part, part_id=part.get("id") or "P1", part_name=name, musicxml_version="4.0").getroot()
+
+# %% ../../nbs/notation/score.ipynb #ec0240ac
+def _elapsed(e: ET.Element) -> int | None:
+    "By how much an element that prints nothing moves on in time; None for all others."
+    is_hidden = e.get("print-object") == "no" and e.find("rest") is not None and e.find("chord") is None
+    if e.tag not in ("forward", "backup") and not (e.tag == "note" and is_hidden):
+        return None
+    length = _number(e, "duration", Fraction(0))
+    return int(-length if e.tag == "backup" else length)
+
+
+def join_gaps(
+    part: ET.Element,  # <part>, changed in place
+) -> None:
+    "Make of hidden rests, `<forward>` and `<backup>` between two notes one move. Raises `ScoreError`."
+    for measure in part.iterfind("measure"):
+        kept, gap = [], 0
+        for e in measure:
+            if (moved := _elapsed(e)) is not None:
+                gap += moved
+                continue
+            if gap and e.tag in ("note", "attributes"):
+                kept.append(ET.Element("forward" if gap > 0 else "backup"))
+                ET.SubElement(kept[-1], "duration").text = str(abs(gap))
+                gap = 0
+            kept.append(e)
+        measure[:] = kept
 
 # %% ../../nbs/notation/score.ipynb #284d0ae5
 def musicxml_bytes(
