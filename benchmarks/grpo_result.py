@@ -122,7 +122,7 @@ def practised(args, reward: str, seed: int, folder: Path) -> tuple[object, float
     return model, sum(h["seconds"]["cpu"] for h in read_history(folder)), args.steps
 
 
-def supervised(args, data: Path, seed: int, folder: Path, budget: float) -> tuple[object, float, int]:
+def supervised(args, data: list[Path], seed: int, folder: Path, budget: float) -> tuple[object, float, int]:
     "Teacher forcing for a number of CPU seconds, told from a few steps whose result is thrown away."
     folder.mkdir(parents=True, exist_ok=True)
     known = folder / "cost.json"
@@ -176,7 +176,7 @@ def progress(folder: Path, line: dict, key: str) -> None:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--data", type=Path, required=True, help="a folder of training shards")
+    p.add_argument("--data", type=Path, nargs="+", required=True, help="folders of training shards")
     p.add_argument("--dev", type=Path, nargs="+", required=True, help="folders of shards of dev songs; figures are of"
                    " all together, and with several of each beside")  # fmt: skip
     p.add_argument("--work", type=Path, required=True, help="a folder for runs and readings")
@@ -185,7 +185,7 @@ def main() -> None:
     p.add_argument("--steps", type=int, default=600, help="of practice")
     p.add_argument("--seeds", default="0,1")
     p.add_argument("--arms", default="vitomr,notes,supervised", help="also consensus, taught")
-    p.add_argument("--control-data", type=Path, help="training shards of the supervised arm; --data when left out")
+    p.add_argument("--control-data", type=Path, nargs="+", help="shards for the supervised arm; --data when left out")
     p.add_argument("--bars", default="1-5", help="lengths of dev excerpts")
     p.add_argument("--limit", type=int, default=150, help="dev excerpts of each kind")
     p.add_argument("--degradation", default="clean", help="of dev pictures")

@@ -177,9 +177,21 @@ def test_only_songs_of_the_split_are_used(folder, tmp_path):
     assert {Shards(tmp_path / "dev")[i].song for i in range(4)} == {"c"}
 
 
-def test_no_shards_says_how_to_make_some(tmp_path):
+def test_no_shards_says_how_to_make_some(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="vitomr data build"):
         Shards(tmp_path)
+    build(folder, tmp_path / "one", 1)
+    with pytest.raises(FileNotFoundError, match=f"no shards in {tmp_path / 'two'}"):
+        Shards([tmp_path / "one", tmp_path / "two"])
+
+
+def test_several_folders_are_one_sequence(folder, tmp_path):
+    for n, (name, seed) in enumerate((("b", 1), ("a", 2))):
+        build(folder, tmp_path / name, 3 + n, seed=seed)
+    both = Shards([tmp_path / "b", str(tmp_path / "a")])
+    apart = [s[i] for s in (Shards(tmp_path / "b"), Shards(tmp_path / "a")) for i in range(len(s))]
+    assert len(both) == len(apart) == len(both.index) == 7
+    assert all(np.array_equal(both[i].img, x.img) and np.array_equal(both[i].ids, x.ids) for i, x in enumerate(apart))
 
 
 EXTRAS = {  # what is printed and not read: where it stands in the first bar, and its MusicXML

@@ -1147,6 +1147,23 @@ def test_scans_are_practised_on_without_a_truth(tmp_path, scans, model, capsys):
         assert main([*call, "--set", "target=consensus", "--set", wrong]) == 2
         err = capsys.readouterr().err
         assert "scans and no truth" in err and err.count("\n") == 1
+    assert main([*call, "--set", "target=consensus", "--data", str(scans)]) == 2
+    err = capsys.readouterr().err
+    assert "put scans into one folder" in err and err.count("\n") == 1
+
+
+def test_practice_on_two_folders_sees_both(tmp_path, shards, model):
+    build("music21", tmp_path / "more", 6, seed=3)
+    save_reader(model, tmp_path / "init")
+    call = ["train", "grpo", "--preset", "smoke", "--data", str(shards.folder), "--data", str(tmp_path / "more")]
+    call += ["--out", str(tmp_path / "run"), "--init", str(tmp_path / "init"), "--steps", "2", "--set", "shortest=0"]
+    assert main(call) == 0
+    cfg, both = settings(shortest=0), Shards([shards.folder, tmp_path / "more"])
+    seen, data = set(), Excerpts(both, cfg, space=model.cfg.staff_space)
+    for step in range(40):
+        seen |= {data(step, k).name for k in range(2)}
+    where = lambda s: {f"{s[i].song}:{s[i].start}+{s[i].n_measures}" for i in range(len(s))}
+    assert seen & where(Shards(tmp_path / "more")) and seen & where(shards)
 
 
 def test_scans_are_a_function_of_seed_and_step(scans, model):

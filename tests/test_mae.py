@@ -435,7 +435,7 @@ def test_command_line_trains_a_reader_unless_told_otherwise(shards, tmp_path, ca
         ("train oboe --data {0} --out {0}", "unknown chapter 'oboe'; choose from decoder, mae"),
         ("train mae --preset huge --data {0} --out {0}/run", "unknown preset 'huge'; choose from smoke, tiny, base"),
         ("train mae --preset smoke --data {0}/none --out {0}/run", "no dataset at"),
-        ("train --data {0} --data {0} --out {0}/run", "trained on one folder of shards"),
+        ("train --data {0}/none --data {0} --out {0}/run", "no shards in"),
         ("train mae --preset smoke --data {0} --out {0}/run --init {0}", "holds no config.json"),
         ("train --data {0} --out {0}/run --budget 30", "--budget 30; at least 1000 is needed"),
         ("train --data {0} --out {0}/run --workers -1", "--workers -1; at least 0 is needed"),

@@ -86,8 +86,8 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--preset", default="tiny", help="smoke, tiny or base")
     r.add_argument(
         "--data", type=Path, required=True, action="append",
-        help="a folder of shards; for mae also folders of pictures, and several: --data A --data B; for grpo with"
-        " --set target=consensus also a folder of scans",
+        help="a folder of shards, or several: --data A --data B; for mae also folders of pictures; for grpo with"
+        " --set target=consensus also one folder of scans",
     )  # fmt: skip
     r.add_argument("--out", type=Path, required=True, help="the run folder")
     r.add_argument("--steps", type=int, help="updates, instead of the preset's")
@@ -352,8 +352,6 @@ def train_decoder(args, on_log) -> None:
     from vitomr.decoder import TRAINING
     from vitomr.decoder import train as fit_reader
 
-    if len(args.data) > 1:
-        raise ValueError(f"--data was given {len(args.data)} times; a reader is trained on one folder of shards")
     cfg = _training(TRAINING, args)
     given = {k: getattr(args, k) for k in ("accumulate", "layer_decay", "patience")}
     loop = replace(cfg.loop, **{k: v for k, v in given.items() if v is not None})
@@ -362,7 +360,7 @@ def train_decoder(args, on_log) -> None:
     shape = _shape(cfg.reader, args)
     cfg = replace(cfg, reader=shape, loop=loop, losses=losses, tuned=args.tuned, plan=plan, workers=workers)
     sources = {"init": args.init, "encoder": args.encoder, "dev": args.dev}
-    fit_reader(cfg, args.data[0], args.out, **sources, on_log=on_log)
+    fit_reader(cfg, args.data, args.out, **sources, on_log=on_log)
 
 
 def _shape(preset, args):
@@ -402,13 +400,13 @@ def train_grpo(args, on_log) -> None:
     from vitomr.grpo import PRACTICE, Scans, holds_scans, tracker, with_settings
     from vitomr.grpo import train as practise
 
-    if len(args.data) > 1:
-        raise ValueError(f"--data was given {len(args.data)} times; a reader practises on one folder")
-    cfg, data = with_settings(_training(PRACTICE, args), dict(_setting(s) for s in args.set)), args.data[0]
-    if holds_scans(data):
+    cfg, data = with_settings(_training(PRACTICE, args), dict(_setting(s) for s in args.set)), args.data
+    if any(holds_scans(folder) for folder in data):
         from vitomr.transcribe import Transcriber
 
-        data = Scans(data, cfg, Transcriber.from_pretrained(args.init))
+        if len(data) > 1:
+            raise ValueError(f"--data was given {len(data)} times, with scans among them; put scans into one folder")
+        data = Scans(data[0], cfg, Transcriber.from_pretrained(args.init))
         for fault in data.faults:
             print(f"vitomr: left out: {fault}", file=sys.stderr)
     with tracker(args.tracker, "vitomr") if args.tracker else nullcontext(lambda line: None) as log:

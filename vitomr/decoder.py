@@ -445,7 +445,7 @@ def _begin(cfg: TrainConfig, init: str | Path | None, encoder: str | Path | None
 # %% ../nbs/01_decoder.ipynb #2011c696
 def train(
     cfg: TrainConfig,
-    shards: str | Path,  # folder that `vitomr data build` wrote
+    shards: str | Path | Sequence[str | Path],  # folders that `vitomr data build` wrote
     run_dir: str | Path,  # run folder; resumed when it holds a checkpoint
     *,
     init: str | Path | None = None,  # a weights folder to start from, see `grow`

@@ -1053,7 +1053,8 @@ class Excerpts:
         self.lengths = lengths[self.order]
         if not len(self.order):
             raise ValueError(
-                f"no excerpt of {cfg.shortest} tokens or more in {shards.folder}; the longest has {lengths.max()}"
+                f"no excerpt of {cfg.shortest} tokens or more in {', '.join(map(str, shards.folders))}; "
+                f"the longest has {lengths.max()}"
             )
 
     def number(self, step: int, k: int) -> int:
@@ -1173,7 +1174,7 @@ PACKAGED = Path(vitomr.__file__).parent / "weights" / "tiny"
 # %% ../nbs/03_grpo.ipynb #dab4e2a7
 def train(
     cfg: GRPOConfig,
-    shards: str | Path | Scans,  # folder that `vitomr data build` wrote, or scans
+    shards: str | Path | Sequence[str | Path] | Scans,  # folders that `vitomr data build` wrote, or scans
     run_dir: str | Path,  # run folder; resumed when it holds a checkpoint
     *,
     init: str | Path | None = None,  # a weights folder to start from; the packaged ones when left out

@@ -396,20 +396,20 @@ def write_shard(
 
 # %% ../../nbs/data/synthesis.ipynb #163ba786
 class Shards:
-    "A folder of shards as one sequence of samples, memory-mapped."
+    "One folder of shards, or several, as one sequence of samples, memory-mapped."
 
     def __init__(
         self,
-        folder: str | Path,  # as `build` wrote it
+        folders: str | Path | Sequence[str | Path],  # as `build` wrote them
     ):
-        self.folder = Path(folder)
-        self.paths = [
-            str(p)[: -len(".index.npy")] for p in sorted(self.folder.glob("*.index.npy")) if ".tmp." not in p.name
-        ]
-        if not self.paths:
-            raise FileNotFoundError(
-                f"no shards in {folder}; make some with: vitomr data build --source music21 --out {folder} --count 2000"
-            )
+        self.folders = [Path(f) for f in ([folders] if isinstance(folders, str | Path) else folders)]
+        self.folder, self.paths = self.folders[0], []
+        for folder in self.folders:
+            found = sorted(p for p in folder.glob("*.index.npy") if ".tmp." not in p.name)
+            if not found:
+                how = f"vitomr data build --source music21 --out {folder} --count 2000"
+                raise FileNotFoundError(f"no shards in {folder}; make some with: {how}")
+            self.paths += [str(p)[: -len(".index.npy")] for p in found]
         self.indexes = [np.load(f"{p}.index.npy") for p in self.paths]
         self.index = np.concatenate(self.indexes)
         self.shard_of = np.repeat(np.arange(len(self.paths)), [len(i) for i in self.indexes])
