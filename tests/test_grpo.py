@@ -1203,7 +1203,7 @@ def test_practice_is_held_against_two_controls_on_two_kinds_of_music(tmp_path, s
     teach = benchmark.teach
     monkeypatch.setattr(benchmark, "PROBE", 1)
     monkeypatch.setattr(
-        benchmark, "teach", lambda cfg, data, *a, **k: told.append(Path(data).name) or teach(cfg, data, *a, **k)
+        benchmark, "teach", lambda cfg, data, *a, **k: told.append(data[0].name) or teach(cfg, data, *a, **k)
     )
     monkeypatch.setattr(sys, "argv", call)
     benchmark.main()
