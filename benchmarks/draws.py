@@ -12,14 +12,13 @@ Readings are kept in --work; stopped and called again it goes on.
 """
 
 import argparse
-import hashlib
 import json
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from grpo_result import change, dev_pictures, tedn_counts
+from grpo_result import change, dev_pictures, fingerprint, tedn_counts
 
 from vitomr.decoder import load_reader
 from vitomr.notation.lmx import EOS_ID, decode
@@ -70,8 +69,8 @@ def costs(line: dict) -> dict[str, tuple[float, int]]:
 
 def kept_in(args, folder: Path) -> Path:
     "A file for each reader and each way of asking it."
-    weights = hashlib.sha256((args.init / "model.safetensors").read_bytes()).hexdigest()[:8]
-    return args.work / f"{folder.name}-{weights}-{args.bars}-{args.limit}-{args.draws}-{args.temperature:g}.jsonl"
+    asked = f"{args.bars}-{args.limit}-{args.draws}-{args.temperature:g}"
+    return args.work / f"{folder.name}-{fingerprint(args.init)}-{asked}.jsonl"
 
 
 def main() -> None:

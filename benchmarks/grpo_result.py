@@ -19,6 +19,7 @@ Differences from the start are paired, over excerpts.
 
 import argparse
 import copy
+import hashlib
 import json
 import time
 from dataclasses import replace
@@ -66,6 +67,11 @@ def dev_pictures(args, folder: Path) -> list[Picture]:
         img, _ = prepare(s, np.random.default_rng([7, i]), args.degradation, space)
         found.append(Picture(img, s.ids.astype(int).tolist(), f"{s.song}:{s.start}+{s.n_measures}"))
     return found
+
+
+def fingerprint(weights: Path) -> str:
+    "What tells readers of one name apart."
+    return hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()[:8]
 
 
 def counts_of(model, pictures: list[Picture], cache: Path) -> dict[str, list[list[float]]]:

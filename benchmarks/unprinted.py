@@ -11,14 +11,13 @@ between two notes of reading and truth they are made one move. Readings are kept
 """
 
 import argparse
-import hashlib
 import json
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from grpo_result import PACKAGED, change, counts_of, dev_pictures, tedn_counts
+from grpo_result import PACKAGED, change, counts_of, dev_pictures, fingerprint, tedn_counts
 
 from vitomr.data.corpora import open_corpus
 from vitomr.decoder import load_reader
@@ -98,8 +97,7 @@ def main() -> None:
     args.degradation, numbers = "clean", Numbers(args.source)
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    weights = hashlib.sha256((args.init / "model.safetensors").read_bytes()).hexdigest()[:8]
-    kept = args.work / f"{args.data.name}-{weights}-{args.bars}-{args.limit}.json"
+    kept = args.work / f"{args.data.name}-{fingerprint(args.init)}-{args.bars}-{args.limit}.json"
     pictures = dev_pictures(args, args.data)
     counts_of(load_reader(args.init), pictures, kept)
     pairs = [(a.split(), b.split()) for a, b in json.loads(kept.read_text())]

@@ -604,7 +604,7 @@ def add_tuplets(
     return n_groups
 
 # %% ../../nbs/data/vary.ipynb #18d13061
-_STEMLESS = (None, "whole", "breve", "long", "maxima")
+_STEMLESS = ("whole", "breve", "long", "maxima")
 
 
 def _placed(measure: ET.Element, middles: dict[str, int]) -> Iterator[tuple[ET.Element, int]]:
@@ -612,7 +612,7 @@ def _placed(measure: ET.Element, middles: dict[str, int]) -> Iterator[tuple[ET.E
     for e in measure:
         for clef in e.iterfind("clef") if e.tag == "attributes" else ():
             middles[clef.get("number", "1")] = _bottom(clef) + 4
-        if e.tag == "note" and e.find("pitch") is not None and e.findtext("type") not in _STEMLESS:
+        if e.tag == "note" and e.find("pitch") is not None and e.findtext("type", "whole") not in _STEMLESS:
             yield e, _height(e) - middles.get(e.findtext("staff", "1"), 34)
 
 
@@ -907,7 +907,7 @@ def double_values(
         if note.find("grace") is None:
             _twice(note.find("type"))
             _lower_beams(note)
-            if note.findtext("type") in VALUES[-3:]:
+            if note.findtext("type") in _STEMLESS:
                 for stem in note.findall("stem"):
                     note.remove(stem)
     for e in part.iter("tuplet"):
