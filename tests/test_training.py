@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -228,6 +230,29 @@ def test_a_loss_that_does_not_count_is_named(tmp_path):
 
 
 # patience and resuming
+
+
+@pytest.mark.parametrize("chapter", [[], ["mae"], ["grpo"]], ids=["decoder", "mae", "grpo"])
+def test_a_run_folder_is_for_one_process_at_a_time(chapter, shards, tmp_path, capsys):
+    "A second one gets a line and changes nothing; when the first is killed, the folder is free."
+    torch.manual_seed(0)
+    save_reader(Reader(SMALL.reader), tmp_path / "init")
+    run = tmp_path / "run"
+    run.mkdir()
+    call = ["train", *chapter, "--preset", "smoke", "--steps", "1", "--data", str(shards.folder), "--out", str(run)]
+    call += [] if chapter == ["mae"] else ["--init", str(tmp_path / "init")]
+    held = "import sys; from vitomr.train.loop import alone_in\nwith alone_in(sys.argv[1]): print(flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", held, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"\n"
+        assert main(call) == 2
+        said = capsys.readouterr().err
+        assert f"another process is training in {run}" in said and said.count("\n") == 1
+        assert not (run / "history.jsonl").exists() and not (run / "config.json").exists()
+    finally:
+        other.kill()
+        other.wait()
+    assert main(call) == 0 and [h["step"] for h in read_history(run)] == [1]
 
 
 def worsening(best_at: int):

@@ -21,7 +21,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,6 +49,7 @@ from vitomr.train.loop import (
     Ema,
     LoopConfig,
     Optimizers,
+    alone_in,
     load_checkpoint,
     save_checkpoint,
 )
@@ -1008,27 +1009,28 @@ def practise(
     stop_at: int | None = None,  # leave after this many steps, as if killed
     accelerator: Accelerator | None = None,
 ) -> Ema:
-    "Practise, or go on practising. Raises `CheckpointError` when the folder holds another run."
+    "Practise, or go on practising. Raises `CheckpointError` when the folder holds another run, or another process."
     team = Team(policy, data, reward, cfg, accelerator or Accelerator(cpu=not torch.cuda.is_available()))
     optimizers, ema = Optimizers(team.weights, cfg.loop), Ema(team.weights, cfg.loop.ema)
     run = Run(folder, team, about or {})
     team.accelerator.wait_for_everyone()
-    saved = time.monotonic()
-    for step in range(run.resume(optimizers, ema), min(cfg.loop.steps, stop_at or cfg.loop.steps)):
-        parts, table, line = _one_step(team, step, optimizers, ema)
-        last = step + 1 in (cfg.loop.steps, stop_at)
-        if evaluate and cfg.evaluate_every and ((step + 1) % cfg.evaluate_every == 0 or step + 1 == cfg.loop.steps):
-            with averaged(team.weights, ema):
-                line |= evaluate(policy, step + 1)
-        line = _rounded(line)
-        run.append("history.jsonl", [line])
-        if step % cfg.samples_every == 0 or last:
-            run.append("samples.jsonl", _samples(team, parts, table, step, describe))
-        if last or time.monotonic() - saved > 60 * cfg.loop.checkpoint_minutes:
-            run.save(optimizers, ema, step + 1)
-            saved = time.monotonic()
-        if on_log and run.main:
-            on_log(line)
+    with alone_in(folder) if run.main else nullcontext():
+        saved = time.monotonic()
+        for step in range(run.resume(optimizers, ema), min(cfg.loop.steps, stop_at or cfg.loop.steps)):
+            parts, table, line = _one_step(team, step, optimizers, ema)
+            last = step + 1 in (cfg.loop.steps, stop_at)
+            if evaluate and cfg.evaluate_every and ((step + 1) % cfg.evaluate_every == 0 or step + 1 == cfg.loop.steps):
+                with averaged(team.weights, ema):
+                    line |= evaluate(policy, step + 1)
+            line = _rounded(line)
+            run.append("history.jsonl", [line])
+            if step % cfg.samples_every == 0 or last:
+                run.append("samples.jsonl", _samples(team, parts, table, step, describe))
+            if last or time.monotonic() - saved > 60 * cfg.loop.checkpoint_minutes:
+                run.save(optimizers, ema, step + 1)
+                saved = time.monotonic()
+            if on_log and run.main:
+                on_log(line)
     team.pool.shutdown()
     team.accelerator.wait_for_everyone()
     return ema

@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['LoopConfig', 'multiplies_bf16', 'orthogonal', 'Float32Muon', 'Group', 'groups_of', 'Optimizers', 'Ema', 'Patience',
-           'CheckpointError', 'save_checkpoint', 'load_checkpoint', 'fit', 'read_history']
+           'CheckpointError', 'save_checkpoint', 'load_checkpoint', 'alone_in', 'fit', 'read_history']
 
 # %% ../../nbs/train/loop.ipynb #e39d3597
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from .schedules import warmup_cosine
@@ -235,6 +237,25 @@ def load_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(f"{path} is no checkpoint of a vitomr run: it needs model, step and config")
     return state
 
+# %% ../../nbs/train/loop.ipynb #113f7f37
+@contextmanager
+def alone_in(
+    folder: str | Path,  # of a run; exists
+) -> Iterator[None]:
+    "Keep other processes out of a run folder. Raises `CheckpointError` when there is one in it already."
+    lock = FileLock(Path(folder) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CheckpointError(
+            f"another process is training in {folder}; wait for it, stop it, or use another run folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 # %% ../../nbs/train/loop.ipynb #b963be0c
 def _backward(model: nn.Module, micro: Sequence, loss_fn: Callable, cfg: LoopConfig, step: int, device: str) -> dict:
     "Gradients of the batches of one update; the loss and its parts."
@@ -269,7 +290,7 @@ def fit(
     stop_at: int | None = None,  # leave after this many steps, as if killed
     device: str = "cpu",
 ) -> Ema:
-    "Train, or go on training; with patience, the best weights. Raises `CheckpointError` for another run's folder."
+    "Train, or go on training; with patience, the best weights. Raises `CheckpointError` for a folder of another run."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(cfg.seed)
@@ -278,44 +299,45 @@ def fit(
     if cfg.patience and not (evaluate and evaluate_every):
         raise ValueError(f"patience {cfg.patience} needs an evaluation; give dev data, or patience 0")
     run = _Run(folder, cfg, about or {})
-    step = run.resume(model, optimizers, ema, patience)
-    sums, since = {}, step
-    saved = logged = time.monotonic()
-    batches = iter(data(step * cfg.accumulate) if step < cfg.steps and not patience.is_over else ())
-    while micro := list(islice(batches, cfg.accumulate)):
-        parts = _backward(model, micro, loss_fn, cfg, step, device)
-        parts["grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
-        lr = cfg.lr * warmup_cosine(step, cfg.steps, warmup=cfg.warmup, floor=cfg.lr_floor)
-        optimizers.step(lr)
-        ema.update(model, step)
-        run.samples += sum(map(len, micro))
-        for k, v in parts.items():
-            sums[k] = sums.get(k, 0.0) + float(v)
-        step += 1
-        last = step >= cfg.steps or step == stop_at
-        due = evaluate and evaluate_every and (step % evaluate_every == 0 or step >= cfg.steps)
-        if step % cfg.log_every == 0 or last or due:
-            now, n = time.monotonic(), step - since
-            line = {
-                "step": step,
-                "samples": run.samples,
-                "lr": lr,
-                **{k: v / n for k, v in sums.items()},
-                "seconds": now - logged,
-            }
-            if due:
-                line |= _with_average(model, ema, evaluate, step)
-                patience.look(line, step, ema)
-                last, now = last or patience.is_over, time.monotonic()
-            run.log(line)
-            if on_log:
-                on_log(line)
-            sums, logged, since = {}, now, step
-        if last or time.monotonic() - saved > 60 * cfg.checkpoint_minutes:
-            run.save(model, optimizers, ema, patience, step)
-            saved = time.monotonic()
-        if last:
-            break
+    with alone_in(folder):
+        step = run.resume(model, optimizers, ema, patience)
+        sums, since = {}, step
+        saved = logged = time.monotonic()
+        batches = iter(data(step * cfg.accumulate) if step < cfg.steps and not patience.is_over else ())
+        while micro := list(islice(batches, cfg.accumulate)):
+            parts = _backward(model, micro, loss_fn, cfg, step, device)
+            parts["grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+            lr = cfg.lr * warmup_cosine(step, cfg.steps, warmup=cfg.warmup, floor=cfg.lr_floor)
+            optimizers.step(lr)
+            ema.update(model, step)
+            run.samples += sum(map(len, micro))
+            for k, v in parts.items():
+                sums[k] = sums.get(k, 0.0) + float(v)
+            step += 1
+            last = step >= cfg.steps or step == stop_at
+            due = evaluate and evaluate_every and (step % evaluate_every == 0 or step >= cfg.steps)
+            if step % cfg.log_every == 0 or last or due:
+                now, n = time.monotonic(), step - since
+                line = {
+                    "step": step,
+                    "samples": run.samples,
+                    "lr": lr,
+                    **{k: v / n for k, v in sums.items()},
+                    "seconds": now - logged,
+                }
+                if due:
+                    line |= _with_average(model, ema, evaluate, step)
+                    patience.look(line, step, ema)
+                    last, now = last or patience.is_over, time.monotonic()
+                run.log(line)
+                if on_log:
+                    on_log(line)
+                sums, logged, since = {}, now, step
+            if last or time.monotonic() - saved > 60 * cfg.checkpoint_minutes:
+                run.save(model, optimizers, ema, patience, step)
+                saved = time.monotonic()
+            if last:
+                break
     ema.shadow = patience.weights or ema.shadow
     return ema
 
