@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 
-from vitomr.cli import main
+from vitomr.cli import _setting, main
 from vitomr.data.batches import pad_pictures
 from vitomr.data.synthesis import AS_WRITTEN, Shards, build
 from vitomr.decoder import READERS, Reader, load_reader, save_reader
@@ -996,6 +996,12 @@ def test_accelerate_launch_writes_the_history_of_one_process(tmp_path, shards, m
 # Around the loop
 
 
+def test_the_preset_is_what_the_result_was_made_with():
+    path = Path(__file__).parents[1] / "nbs" / "results" / "grpo_other.json"
+    given = json.loads(path.read_text())["settings"]
+    assert given and with_settings(PRACTICE["tiny"], dict(_setting(x) for x in given)) == PRACTICE["tiny"]
+
+
 def test_excerpts_are_a_function_of_seed_and_step(shards):
     cfg = settings(lengths=[60, 400], shortest=20, steps=40)
     a, b = (Excerpts(shards, cfg, space=6.0, window=6) for _ in range(2))
@@ -1006,8 +1012,9 @@ def test_excerpts_are_a_function_of_seed_and_step(shards):
     )
     assert max(early) <= 100 and min(early) >= 20 and max(late) > 100
     assert len({a.number(0, k) for k in range(6)}) == 6  # other pictures when drawn anew
-    with pytest.raises(ValueError, match="no excerpt of 9000 tokens or more"):
-        Excerpts(shards, settings(shortest=9000), space=6.0)
+    for given, said in ({"shortest": 9000}, "9000 to "), ({"lengths": [3, 5]}, "0 to 5 tokens"):
+        with pytest.raises(ValueError, match=f"no excerpt of {said}.*change `shortest` and `lengths`"):
+            Excerpts(shards, settings(**given), space=6.0)
 
 
 def test_rewards_of_readings_ignore_the_end_token(shards):

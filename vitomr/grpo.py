@@ -1053,10 +1053,11 @@ class Excerpts:
         order = np.argsort(lengths, kind="stable")
         self.order = order[lengths[order] >= cfg.shortest]
         self.lengths = lengths[self.order]
-        if not len(self.order):
+        most = round(max(cfg.at(cfg.lengths, s) for s in (0, cfg.loop.steps - 1)))
+        if not len(self.order) or self.lengths[0] > most:
             raise ValueError(
-                f"no excerpt of {cfg.shortest} tokens or more in {', '.join(map(str, shards.folders))}; "
-                f"the longest has {lengths.max()}"
+                f"no excerpt of {cfg.shortest} to {most} tokens in {', '.join(map(str, shards.folders))}; "
+                f"they have {lengths.min()} to {lengths.max()}: change `shortest` and `lengths`"
             )
 
     def number(self, step: int, k: int) -> int:
@@ -1145,14 +1146,19 @@ PRACTICE = {
         loop=LoopConfig(steps=32, lr=2e-3, optimizer="muon", warmup=12, ema=0.5, weight_decay=0.0, log_every=1),
     ),
     "tiny": GRPOConfig(
+        num_generations=16,
+        per_device_batch_size=128,
+        rollout_batch=64,
         loss_type="dapo",
         epsilon_high=0.28,
-        advantage_scale="group",
+        use_kl=True,
+        beta=0.05,
         grammar=False,
-        dynamic_sampling=1,
-        max_actions=Schedule(384),
-        lengths=Schedule(80.0, 250.0),
-        loop=LoopConfig(steps=600, lr=2e-5, warmup=10, ema=0.95, weight_decay=0.0, betas=(0.9, 0.95), log_every=1),
+        max_actions=Schedule(260),
+        lengths=Schedule(200.0),
+        shortest=20,
+        degradation="clean",
+        loop=LoopConfig(steps=96, lr=3e-5, warmup=10, ema=0.9, weight_decay=0.0, betas=(0.9, 0.95), log_every=1),
     ),
     "base": GRPOConfig(
         num_generations=16,
