@@ -3,7 +3,7 @@
     python benchmarks/grpo.py --data data/train --steps 3
     python benchmarks/grpo.py --data data/train --memory 8 32 128 --tokens 60 --threads 1
 
-The packaged reader under preset `tiny`: 8 pictures × 8 readings, excerpts of up to --tokens tokens. Wall seconds of
+The packaged reader under preset `tiny`: 8 pictures × 16 readings, excerpts of up to --tokens tokens. Wall seconds of
 each phase and CPU seconds of the reward on its own thread; "waited for" is the time in which nothing else went on. A
 first step is a warm-up and left out. Then the tree distances of the last step's readings are measured on the same
 pairs by both implementations, equal readings once, --zss of them, and the reward's share of the step is told for each.
