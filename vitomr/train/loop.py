@@ -290,7 +290,7 @@ def fit(
     stop_at: int | None = None,  # leave after this many steps, as if killed
     device: str = "cpu",
 ) -> Ema:
-    "Train, or go on training; with patience, the best weights. Raises `CheckpointError` for a folder of another run."
+    "Train, or go on training; with patience, the best weights. Raises `CheckpointError` where another run is."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(cfg.seed)
