@@ -411,12 +411,41 @@ def test_engraving_nonsense_says_so():
     [
         "measure C4 eighth beam:begin D4 maxima E4 eighth beam:end",
         "measure rest half tremolo:start tremolo:3 clef:F4 D4 half tremolo:stop tremolo:2",
+        "measure voice:2 B6 16th beam:begin measure voice:2 C5 maxima B1 64th beam:end",  # the beam crosses a bar line
+        "measure D5 eighth tuplet:start beam:begin voice:2 C4 maxima",  # and here voices
+        "measure maxima C4 voice:5 16th beam:begin measure C4 maxima A5 16th beam:end",
+        "measure C4 16th beam:begin D5 voice:11 maxima C4 eighth beam:end",
     ],
 )
 def test_what_ends_the_engravers_process_is_left_out(line):
-    "Both ended Verovio with a segmentation fault; in a process of its own, so that the tests would live on."
+    "Each ended Verovio with a segmentation fault; in a process of its own, so that the tests would live on."
     code = (
         "from vitomr.notation.engrave import render_svg\nfrom vitomr.notation.lmx import to_musicxml\n"
         f"assert 'class=\"note' in render_svg(to_musicxml({line!r}.split()))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_a_beam_over_a_bar_line_stays_where_it_can_be_drawn():
+    line = "measure voice:1 C5 quarter voice:1 B4 eighth beam:begin measure voice:1 A4 eighth beam:end voice:1 G4 half"
+    beams = [b.text for b in to_musicxml(line.split()).iter("beam")]
+    assert beams == ["begin", "end"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "measure grace C4 quarter measure grace D4 quarter",  # nothing in it lasts
+        "measure grace C4 quarter measure grace D4 quarter measure",
+        "measure measure",
+    ],
+)
+def test_a_line_in_which_nothing_lasts_is_a_score(line):
+    part = to_musicxml(line.split()).find("part")
+    assert len(part) == line.split().count("measure")
+    assert int(part.findtext("measure/attributes/divisions")) >= 1
+
+
+def test_divisions_stay_within_what_musicxml_allows():
+    line = "measure C4 1024th 3in2 C4 512th 5in4 C4 256th 7in4 C4 128th 11in8 C4 64th 13in8".split()
+    assert 1 <= int(to_musicxml(line).findtext("part/measure/attributes/divisions")) <= 16383

@@ -741,32 +741,61 @@ def _tidy_attributes(part: ET.Element) -> None:
         ET.SubElement(head, "staves").text = str(n_staves)
         sort_attributes(head)
 
-
+# %% ../../nbs/notation/lmx.ipynb #36d4617d
 _BEAMLESS = frozenset(V.NOTE_TYPE_TOKENS[V.NOTE_TYPE_TOKENS.index("quarter") :])  # notes that no beam can hold
+
+
+@dataclass
+class _Beam:
+    "An open beam and the notes that the engraver may take to stand under it."
+    run: int  # of notes between backups and bar lines, in which it begins
+    voice: str | None
+    is_grace: bool
+    notes: list[ET.Element] = field(default_factory=list)
+
+    def holds(self, run: int, voice: str | None) -> bool:
+        "Any note in its own run; later on, those of its voice and those that name none."
+        return run == self.run or None in (voice, self.voice) or voice == self.voice
+
+
+def _beams(part: ET.Element) -> list[_Beam]:
+    "Every beam from begin to end, across bars; one that nothing ends holds all that follow."
+    beams, open_beams, run = [], [], 0
+    for e in (e for measure in part for e in (measure, *measure)):
+        run += e.tag in ("measure", "backup")
+        if e.tag != "note":
+            continue
+        voice, is_grace = e.findtext("voice"), e.find("grace") is not None
+        said = {b.text for b in e.iterfind("beam[@number='1']")}
+        around = [b for b in open_beams if b.holds(run, voice)]
+        if "begin" in said or (e.find("beam") is not None and not around):
+            beams.append(_Beam(run, voice, is_grace))
+            around.append(beams[-1])
+            open_beams.append(beams[-1])
+        for b in around:
+            b.notes.append(e)
+        if "end" in said:
+            open_beams = [b for b in open_beams if not (b in around and b.is_grace == is_grace)]
+    return beams
+
+# %% ../../nbs/notation/lmx.ipynb #f0ff9c8c
+def _drop_beams_over_long_notes(part: ET.Element) -> None:
+    "A beam over a note that cannot have one ends the engraver's process: leave it out."
+    for beam in _beams(part):
+        if any(n.find("pitch") is not None and n.findtext("type") in _BEAMLESS for n in beam.notes):
+            for note in beam.notes:
+                note[:] = [e for e in note if e.tag != "beam"]
 
 
 def _tremolo(note: ET.Element, kind: str) -> ET.Element | None:
     return note.find(f"notations/ornaments/tremolo[@type='{kind}']")
 
-
-def _beams_a_long_note(measure: ET.Element) -> bool:
-    n_open: dict[str | None, int] = {}  # beams, by voice
-    for note in measure.iterfind("note"):
-        voice, beams = note.findtext("voice"), [e.text for e in note.iterfind("beam")]
-        n_open[voice] = n_open.get(voice, 0) + beams.count("begin")
-        if (n_open[voice] > 0 or beams) and note.find("pitch") is not None and note.findtext("type") in _BEAMLESS:
-            return True
-        n_open[voice] -= beams.count("end")
-    return False
-
 # %% ../../nbs/notation/lmx.ipynb #afe17c85
 def _drop_unengravable(part: ET.Element) -> None:
     "Beams over long notes and tremolos between two notes that are no pair end the engraver's process: leave them out."
+    _drop_beams_over_long_notes(part)
     for measure in part:
-        if _beams_a_long_note(measure):
-            for note in measure.iterfind("note"):
-                note[:] = [e for e in note if e.tag != "beam"]
-        for note, following in zip(measure, [*measure[1:], None], strict=True):
+        for note, following in zip(measure, [*list(measure)[1:], None]):  # noqa: B905, an empty bar has no pair
             if note.tag != "note":
                 continue
             if _tremolo(note, "start") is None:
@@ -784,7 +813,7 @@ def _drop_unengravable(part: ET.Element) -> None:
                     note.find("notations/ornaments").remove(tremolo)
 
 
-MAX_DIVISIONS = 100_800  # per quarter; finer durations are rounded to 1/10080
+MAX_DIVISIONS = 16_383  # per quarter, of MusicXML; finer durations are rounded to 1/10080
 
 
 def _whole_durations(part: ET.Element) -> None:
@@ -796,7 +825,12 @@ def _whole_durations(part: ET.Element) -> None:
     if common > MAX_DIVISIONS:
         for e in durations:
             e.text = str(max(Fraction(round(Fraction(e.text) * 10080), 10080), Fraction(1, 10080)))
-    fractional_durations_to_actual(part)
+    if durations:
+        fractional_durations_to_actual(part)
+        return
+    head = get_head_attributes(part[0], create_if_missing=True)  # grace notes alone: nothing lasts
+    ET.SubElement(head, "divisions").text = "1"
+    sort_attributes(head)
 
 # %% ../../nbs/notation/lmx.ipynb #908f712b
 def delinearise(
