@@ -2,11 +2,15 @@
 
     python benchmarks/tedn.py --pairs 8 --source music21
 
-Predictions are truths of 3 to 5 bars with a share of their tokens wrong, as a poor reader leaves them. Each route times
-what it needs to get from its input to the integer: zss and apted from two flattened trees, `trees` from two prepared
-ones, `tokens` from two lists of token strings. zss and both vitomr routes must give the same integer; apted 1.0.3 is a
-little off on some pairs (it is off on small random trees too, as soon as insertions cost more than 1), which is shown.
-Costs and trees of zss and apted are those of the tests. zss takes seconds a pair; 8 pairs take some minutes.
+References are 3 to 5 bars of piano music. Each has two predictions: one with a share of its tokens wrong (`misread`),
+as a poor model writes them, and one with a kind of damage of the tests, in turn: tokens dropped, put in, swapped or
+replaced, bars removed or doubled, junk, measures and backups put in, tokens repeated. Nothing is repaired. Each route
+times what it needs to get from its input to the integer: zss and apted from two flattened trees, `trees` from two
+prepared ones, `tokens` from two lists of token strings. zss, on the trees of the reference package's own
+delinearizer, and both vitomr routes must give the same integer, or the run ends with an error; apted 1.0.3 is a
+little off on some pairs (it is off on small random trees too, as soon as insertions cost more than 1), which is
+shown. Costs and trees of zss and apted are those of the tests. zss takes seconds a pair; 8 references take some
+minutes.
 """
 
 import argparse
@@ -18,14 +22,15 @@ import numpy as np
 from apted import APTED, Config
 
 from vitomr.data.corpora import open_corpus
-from vitomr.notation.lmx import VOCABULARY, delinearise, linearise
+from vitomr.notation.lmx import VOCABULARY, linearise
 from vitomr.notation.score import ScoreError, cut_excerpt, parts
 from vitomr.notation.tedn import prepare, tedn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from test_tedn import flattened, insert, settled, update, zss_distance  # noqa: E402
+from test_tedn import broken, flattened, insert, part_of, settled, update, zss_distance  # noqa: E402
 
 FAST_RUNS = 7  # of which the median counts
+KINDS = ("drop", "insertion", "swap", "substitution", "bars", "junk", "measures", "backups", "repeated", "far swap")
 
 
 def piano_excerpts(source: str, n: int, rng: np.random.Generator) -> list[list[str]]:
@@ -66,6 +71,11 @@ def misread(tokens: list[str], share: float, rng: np.random.Generator) -> list[s
     return out
 
 
+def bars_of(tokens: list[str]) -> list[list[str]]:
+    starts = [i for i, t in enumerate(tokens) if t == "measure"]
+    return [tokens[i:j] for i, j in zip(starts, [*starts[1:], len(tokens)])]
+
+
 class Costs(Config):
     "TEDn's costs for apted, which takes the same nodes."
 
@@ -88,8 +98,8 @@ def timed(function, runs: int = 1) -> tuple[float, int]:
 def one_pair(pred: list[str], gold: list[str]) -> tuple[list[float], int, int, int]:
     "Seconds of the four routes, the distance, by how much apted is off, and the nodes of the truth."
     pitches: dict = {}
-    b = flattened(settled(delinearise(gold, fractional=True)), pitches)
-    a = flattened(settled(delinearise(pred, fractional=True)), pitches)
+    b = flattened(settled(part_of(gold)), pitches)
+    a = flattened(settled(part_of(pred)), pitches)
     trees = prepare(pred), prepare(gold)
     routes = [
         timed(lambda: zss_distance(a, b)),
@@ -105,7 +115,7 @@ def one_pair(pred: list[str], gold: list[str]) -> tuple[list[float], int, int, i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=8, help="references; each has two predictions")
     parser.add_argument("--source", default="music21", help="music21, a zip of MusicXML files, or a folder of them")
     parser.add_argument("--share", type=float, default=0.25, help="of the tokens that are wrong")
     parser.add_argument("--seed", type=int, default=0)
@@ -113,13 +123,15 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     tedn(["measure", "C4", "quarter"], ["measure"])  # compiled before the clock starts
     table = []
-    print(" tokens  nodes  distance    zss s  apted s (off by)  trees ms  tokens ms  zss / tokens")
-    for gold in piano_excerpts(args.source, args.pairs, rng):
-        seconds, distance, off, nodes = one_pair(misread(gold, args.share, rng), gold)
-        table.append(seconds)
-        zss_s, apted_s, trees, tokens = seconds
-        print(f"{len(gold):7} {nodes:6} {distance:9} {zss_s:8.2f} {apted_s:8.2f} {off:8}", end=" ")
-        print(f"{1e3 * trees:9.2f} {1e3 * tokens:10.2f} {zss_s / tokens:13,.0f}", flush=True)
+    print("      damage  tokens  nodes  distance    zss s  apted s (off by)  trees ms  tokens ms  zss / tokens")
+    for k, gold in enumerate(piano_excerpts(args.source, args.pairs, rng)):
+        kind = KINDS[k % len(KINDS)]
+        for name, pred in (("misread", misread(gold, args.share, rng)), (kind, broken(bars_of(gold), kind, rng))):
+            seconds, distance, off, nodes = one_pair(pred, gold)
+            table.append(seconds)
+            zss_s, apted_s, trees, tokens = seconds
+            print(f"{name:>12} {len(gold):7} {nodes:6} {distance:9} {zss_s:8.2f} {apted_s:8.2f} {off:8}", end=" ")
+            print(f"{1e3 * trees:9.2f} {1e3 * tokens:10.2f} {zss_s / tokens:13,.0f}", flush=True)
     table = np.array(table)
     print(f"\n{'':24} {'median':>10} {'worst':>10} {'zss / this, median':>19} {'least':>8}")
     for name, column in zip(("zss", "apted", "vitomr, from trees", "vitomr, from tokens"), table.T):

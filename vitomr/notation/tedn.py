@@ -197,10 +197,10 @@ _PREFIXES = "KIND VOICE GRACE CHORD OTHER_PREFIX "  # they belong to the next ro
 _VALUED = "BEATS BEAT_TYPE RATIO ACCIDENTAL STEM STAFF TREMOLO TREMOLO_MARKS "  # suffixes with a value
 _COUNTED = """DOT BEGIN STOP FORWARD_HOOK BACKWARD_HOOK TIED_START TIED_STOP TUPLET_START TUPLET_STOP SLUR_START
  SLUR_STOP FERMATA ARPEGGIATE ACCENT STRONG_ACCENT TENUTO STACCATO TRILL """  # suffixes that are there or not
-_WORKED_OUT = "ROOT VALUE HOOKS TICKS ONSET ALTER REST FIFTHS SIGN LINE ACTUAL NORMAL"
+_WORKED_OUT = "ROOT VALUE FIRST TICKS ONSET ALTER REST FIFTHS SIGN LINE ACTUAL NORMAL"
 _Columns = namedtuple("_Columns", _ROOTS + _PREFIXES + _VALUED + _COUNTED + _WORKED_OUT)
 _C = _Columns(*range(len(_Columns._fields)))
-_A_REST, _A_FORWARD, _A_BACKUP = 71, 72, 73  # values of _C.KIND after the 70 pitches
+_NO_PITCH, _A_REST, _A_FORWARD, _A_BACKUP = 71, 72, 73, 74  # values of _C.KIND after the 70 pitches
 _ACCIDENTAL_NAMES = sorted(V.ACCIDENTAL_TOKENS)
 _MARKS = (
     "dot beam:begin beam:end beam:forward-hook beam:backward-hook tied:start tied:stop tuplet:start tuplet:stop "
@@ -216,7 +216,7 @@ def _token_table() -> np.ndarray:  # (V, 2): column, value
     rows |= {t: (_C.KEY, int(t.split(":")[2])) for t in V.KEY_TOKENS}
     rows |= {t: (_C.CLEF, 10 * "GCF".index(t[5]) + int(t[6])) for t in V.CLEF_TOKENS}
     rows |= {t: (_C.NOTE, i) for i, t in enumerate(V.NOTE_TYPE_TOKENS)}
-    rows |= {t: (_C.KIND, i) for i, t in enumerate([*V.PITCH_TOKENS, "rest", "forward", "backup"], 1)}
+    rows |= {t: (_C.KIND, i) for i, t in enumerate([*V.PITCH_TOKENS, "", "rest", "forward", "backup"], 1)}
     numbers = {_C.VOICE: V.VOICE_TOKENS, _C.STAFF: V.STAFF_TOKENS, _C.TREMOLO_MARKS: V.TREMOLO_MARKS_TOKENS}
     for column, tokens in (numbers | {_C.BEATS: V.BEATS_TOKENS, _C.BEAT_TYPE: V.BEAT_TYPE_TOKENS}).items():
         rows |= {t: (column, int(t.split(":")[1])) for t in tokens}
@@ -228,48 +228,59 @@ def _token_table() -> np.ndarray:  # (V, 2): column, value
 
 
 _TOKENS = _token_table()
-_MOST = np.ones(len(_C), np.int64)  # how often a row takes a token of each column
-_MOST[[_C.DOT, _C.FORWARD_HOOK, _C.BACKWARD_HOOK, _C.SLUR_START, _C.SLUR_STOP]] = 4
-_MOST[[_C.BEGIN, _C.STOP]] = 6
+_MANY = np.zeros(len(_C), np.bool_)  # columns of tokens that a row takes as often as they come
+_MANY[[_C.DOT, _C.BEGIN, _C.STOP, _C.FORWARD_HOOK, _C.BACKWARD_HOOK, _C.SLUR_START, _C.SLUR_STOP]] = True
 
 # %% ../../nbs/notation/tedn.ipynb #f6e7de07
 @_compile
 def _read(ids):
-    "(T,) ids as rows (N, len(_C)). What stands before the first measure, without a root, or too often, is left out."
+    "(T,) ids as rows (N, len(_C)); none for a sequence that the reference refuses."
     items = np.zeros((len(ids) + 1, len(_C)), np.int64)
-    n = n_pending = 0
-    for i in ids:
-        if i < 0 or i >= len(_TOKENS):
+    n, is_empty = 0, True  # is_empty: the measure that is open holds nothing yet
+    for at in range(len(ids)):
+        if ids[at] < 0 or ids[at] >= len(_TOKENS):
             continue
-        column, value = _TOKENS[i, 0], _TOKENS[i, 1]
+        column, value = _TOKENS[ids[at], 0], _TOKENS[ids[at], 1]
         if column == _C.END:
             break
-        if column == _C.SKIP or (n == 0 and column != _C.MEASURE):
+        if column == _C.SKIP:
             continue
-        if column <= _C.BAR_REST:  # prefixes wait in the row to come
+        if n == 0 and column != _C.MEASURE:
+            return items[:0]
+        is_empty = column == _C.MEASURE
+        if column <= _C.BAR_REST:  # prefixes wait in the row to come, which only a note keeps
             if column < _C.NOTE:
                 items[n] = 0
-            items[n, _C.ROOT], items[n, _C.VALUE] = column, value
-            n, n_pending = n + 1, 0
+            items[n, _C.ROOT], items[n, _C.VALUE], items[n, _C.FIRST] = column, value, at + 1
+            n += 1
+        elif column == _C.KIND:  # the last pitch; rest, forward and backup win over what is before them here
+            items[n, column] = max(items[n, column], value) if max(items[n, column], value) > _NO_PITCH else value
         elif column <= _C.OTHER_PREFIX:
-            items[n, column] = items[n, column] or value
-            n_pending += 1
-        elif n_pending == 0 and items[n - 1, _C.ROOT] != _C.MEASURE and items[n - 1, column] < _MOST[column]:
-            if column == _C.FORWARD_HOOK or column == _C.BACKWARD_HOOK:  # their order, one bit each
-                n_hooks = items[n - 1, _C.FORWARD_HOOK] + items[n - 1, _C.BACKWARD_HOOK]
-                items[n - 1, _C.HOOKS] |= (column - _C.FORWARD_HOOK) << n_hooks
-            items[n - 1, column] += value
-    return items[:n]
+            items[n, column] = value
+        elif items[n - 1, _C.ROOT] != _C.MEASURE:  # a suffix
+            if _MANY[column]:
+                items[n - 1, column] += 1
+            elif items[n - 1, column] == 0:
+                items[n - 1, column] = value
+    return items[: n - 1] if n and is_empty else items[:n]
 
 # %% ../../nbs/notation/tedn.ipynb #e777df3e
 _RATIOS = np.array([[1, 1], *([int(n) for n in t.split("in")] for t in V.TIME_MODIFICATION_TOKENS)], np.int64)
+_MOST_DOTS = 12  # more are left to `_rank_onsets`
+
+
+def _quarters(type_: int, n_dots: int, ratio: int) -> Fraction:
+    "How long a note lasts, from its type, dots and tuplet."
+    actual, normal = (int(n) for n in _RATIOS[ratio])
+    return V.NOTE_TYPE_TO_QUARTER_MULTIPLE[V.NOTE_TYPE_TOKENS[type_]] * (2 - Fraction(1, 2**n_dots)) * normal / actual
+
+
 _LENGTHS = [
-    [[V.NOTE_TYPE_TO_QUARTER_MULTIPLE[t] * (2 - Fraction(1, 2**d)) * Fraction(int(n), int(a)) for a, n in _RATIOS]
-     for d in range(5)] for t in V.NOTE_TYPE_TOKENS
-]  # fmt: skip
+    [[_quarters(t, d, r) for r in range(len(_RATIOS))] for d in range(_MOST_DOTS + 1)]
+    for t in range(len(V.NOTE_TYPE_TOKENS))
+]
 _QUARTER = lcm(*(f.denominator for by_dots in _LENGTHS for by_ratio in by_dots for f in by_ratio))  # ticks
 _LENGTH = np.array([[[int(f * _QUARTER) for f in row] for row in rows] for rows in _LENGTHS], np.int64)
-_64TH = int(_LENGTH[V.NOTE_TYPE_TOKENS.index("64th"), 0, 0])
 
 
 @_compile
@@ -287,42 +298,25 @@ def _set_attribute(items, i):
         items[i, _C.SIGN], items[i, _C.LINE], items[i, _C.STAFF] = value // 10 + 1, value % 10, staff or 1
 
 # %% ../../nbs/notation/tedn.ipynb #f20d8b55
+_UNKNOWN = -1  # ticks of a backup or forward of a whole-bar rest: the element stays, without a duration
+
+
 @_compile
-def _set_note(items, i, in_chord, bar):
-    "Keep the columns that a note, rest, forward or backup may have where it stands, and give it its length."
-    if items[i, _C.ROOT] == _C.BAR_REST:
-        items[i, _C.KIND], items[i, _C.DOT], items[i, _C.RATIO] = _A_REST, 0, 0
-    kind = items[i, _C.KIND] = items[i, _C.KIND] or _A_REST
-    if kind >= _A_REST:
-        items[i, _C.GRACE] = items[i, _C.CHORD] = 0
-    if kind >= _A_FORWARD:
-        items[i, _C.DOT] = 0
-    if not in_chord:
-        items[i, _C.CHORD] = 0
+def _set_note(items, i, bar):
+    "Give a note, rest, forward or backup its kind and its length, in a bar of so many ticks (0: not said so far)."
+    is_bar_rest = items[i, _C.ROOT] == _C.BAR_REST
+    kind = items[i, _C.KIND] = items[i, _C.KIND] or _NO_PITCH
     items[i, _C.REST] = kind == _A_REST
     if items[i, _C.RATIO]:
         items[i, _C.ACTUAL], items[i, _C.NORMAL] = _RATIOS[items[i, _C.RATIO], 0], _RATIOS[items[i, _C.RATIO], 1]
     if items[i, _C.TREMOLO]:
         items[i, _C.TREMOLO] = items[i, _C.TREMOLO_MARKS] or 3
-    length = _LENGTH[items[i, _C.VALUE], items[i, _C.DOT], items[i, _C.RATIO]]
-    items[i, _C.TICKS] = 0 if items[i, _C.GRACE] else length if items[i, _C.ROOT] == _C.NOTE else max(bar, 0)
-
-# %% ../../nbs/notation/tedn.ipynb #0bbc8838
-@_compile
-def _bar_rest(items, i, bar, now, longest):
-    "Ticks of the whole-bar rest in row i: what backups right after it take back, the signature, or the longest voice."
-    back = 0
-    for j in range(i + 1, len(items)):
-        if items[j, _C.ROOT] == _C.BAR_REST and items[j, _C.KIND] >= _A_FORWARD:
-            continue  # an error, left out
-        if items[j, _C.ROOT] != _C.NOTE or items[j, _C.KIND] != _A_BACKUP:
-            break
-        length = _LENGTH[items[j, _C.VALUE], 0, items[j, _C.RATIO]]
-        if bar < 0 or back + length <= bar:  # longer ones are errors
-            back += length
-    if now == 0 and back:
-        return back
-    return bar if bar >= 0 else max(longest, now) or 4 * _QUARTER
+    n_dots = 0 if kind >= _A_FORWARD else min(items[i, _C.DOT], _MOST_DOTS)
+    ticks = bar if is_bar_rest else _LENGTH[items[i, _C.VALUE], n_dots, items[i, _C.RATIO]]
+    if kind >= _A_FORWARD:
+        items[i, _C.TICKS] = _UNKNOWN if is_bar_rest else ticks
+    else:
+        items[i, _C.TICKS] = 0 if items[i, _C.GRACE] else ticks
 
 
 @_compile
@@ -330,55 +324,22 @@ def _copy_row(source, i, target, n):
     for column in range(len(_C)):
         target[n, column] = source[i, column]
 
-# %% ../../nbs/notation/tedn.ipynb #f8bb1898
-@_compile
-def _back(items, i, now, is_wrong):
-    "Ticks that the backup in row i goes back: to the bar line where it would pass it, or leave a left hand late."
-    ticks, j = items[i, _C.TICKS], i + 1
-    if is_wrong and ticks < now and j < len(items) and items[j, _C.ROOT] >= _C.NOTE:
-        if items[j, _C.KIND] < _A_FORWARD and items[j, _C.STAFF] == 2 and now % _64TH == 0:
-            return now
-    return ticks if ticks <= now else now if now % _64TH == 0 else 0
-
 # %% ../../nbs/notation/tedn.ipynb #89911422
 @_compile
-def _repair(items):
-    "The rows that `analyse` keeps, made legal. Forwards, or backups, in a row become one."
-    n, bar, now, longest, in_chord = 0, -1, 0, 0, False
-    end, before, staff, has_left = 0, 0, 0, False
+def _settle(items):
+    "Set every row in place; neighbouring forwards, or backups, become one. No rows where the reference raises."
+    n = bar = 0
     for i in range(len(items)):
-        root, kind = items[i, _C.ROOT], items[i, _C.KIND]
-        if root < _C.NOTE:
+        if items[i, _C.ROOT] < _C.NOTE:
             _set_attribute(items, i)
-            in_chord = False
-            if root == _C.MEASURE:
-                before = max(longest, now) or before
-                now = longest = end = staff = 0
-                has_left = False
-            elif root == _C.TIME:
+            if items[i, _C.ROOT] == _C.TIME:
                 bar = 4 * _QUARTER * items[i, _C.BEATS] // items[i, _C.BEAT_TYPE]
-        elif root == _C.BAR_REST and kind >= _A_FORWARD:
-            continue
         else:
-            _set_note(items, i, in_chord, bar)
-            kind, ticks = items[i, _C.KIND], items[i, _C.TICKS]
-            in_chord = kind < _A_REST
-            longest = max(longest, now)
-            if kind == _A_BACKUP:
-                known = bar if bar >= 0 else before
-                ticks = items[i, _C.TICKS] = _back(items, i, now, not has_left and known > 0 and end != known)
-                if ticks == 0:
-                    continue
-            elif kind < _A_FORWARD:
-                staff = items[i, _C.STAFF] or staff
-                has_left |= staff == 2
-            if root == _C.BAR_REST:
-                now += _bar_rest(items, i, bar, now, longest)
-            elif not items[i, _C.CHORD]:
-                now += -ticks if kind == _A_BACKUP else ticks
-            end = end if kind == _A_BACKUP else now
-            if kind >= _A_FORWARD and items[n - 1, _C.KIND] == kind:
-                items[n - 1, _C.TICKS] += ticks
+            _set_note(items, i, bar)
+            if items[i, _C.KIND] >= _A_FORWARD and items[n - 1, _C.KIND] == items[i, _C.KIND]:
+                if items[n - 1, _C.TICKS] == _UNKNOWN or items[i, _C.TICKS] == _UNKNOWN:
+                    return items[:0]
+                items[n - 1, _C.TICKS] += items[i, _C.TICKS]
                 continue
         _copy_row(items, i, items, n)
         n += 1
@@ -393,20 +354,40 @@ def _carry(items):
     "Voice, stem and staff hold until they change; each note gets its time in the bar."
     voice = stem = staff = now = 0
     for i in range(len(items)):
-        kind, ticks = items[i, _C.KIND], items[i, _C.TICKS]
-        if items[i, _C.ROOT] == _C.MEASURE:
+        root, kind, ticks = items[i, _C.ROOT], items[i, _C.KIND], max(items[i, _C.TICKS], 0)
+        if root == _C.MEASURE:
             voice = stem = staff = now = 0
         elif kind >= _A_FORWARD:
             now += ticks if kind == _A_FORWARD else -ticks
         elif kind:
             items[i, _C.VOICE] = voice = items[i, _C.VOICE] or voice
             items[i, _C.STAFF] = staff = items[i, _C.STAFF] or staff
-            if kind == _A_REST or items[i, _C.VALUE] == _WHOLE:
+            if kind == _A_REST or (root == _C.NOTE and items[i, _C.VALUE] == _WHOLE):
                 items[i, _C.STEM] = 0
             else:
                 items[i, _C.STEM] = stem = items[i, _C.STEM] or stem
             items[i, _C.ONSET] = now - ticks if items[i, _C.CHORD] else now
             now += 0 if items[i, _C.CHORD] else ticks
+
+# %% ../../nbs/notation/tedn.ipynb #05ceb8e4
+def _exact_length(row: np.ndarray) -> Fraction:
+    "What `_carry` adds for a row, in quarters, whatever its number of dots."
+    if row[_C.KIND] < _A_FORWARD and row[_C.ROOT] == _C.NOTE and not row[_C.GRACE] and row[_C.DOT] > _MOST_DOTS:
+        return _quarters(row[_C.VALUE], int(row[_C.DOT]), row[_C.RATIO])
+    return Fraction(max(int(row[_C.TICKS]), 0), _QUARTER)
+
+
+def _rank_onsets(items: np.ndarray) -> None:
+    "Places in order of time for onsets, in place: only their order counts, and with many dots ticks are too coarse."
+    times, now = [], Fraction(0)
+    for row in items:
+        length, is_chord = _exact_length(row), bool(row[_C.CHORD]) and row[_C.KIND] < _A_FORWARD
+        if row[_C.ROOT] == _C.MEASURE:
+            now = Fraction(0)
+        times.append(now - length if is_chord else now)
+        now += 0 if is_chord else -length if row[_C.KIND] == _A_BACKUP else length
+    place = {time: i for i, time in enumerate(sorted(set(times)))}
+    items[:, _C.ONSET] = [place[time] for time in times]
 
 # %% ../../nbs/notation/tedn.ipynb #9d341e68
 _SEMITONES = {"flat-flat": -2, "flat": -1, "natural-flat": -1, "natural": 0, "natural-sharp": 1, "sharp": 1}
@@ -433,13 +414,13 @@ def _last_accidental(items, i, start, end):
 @_compile
 def _alter(items):
     "What each note sounds: as the last accidental says, or the signature, or the note it is tied to."
-    tied = np.full((2, 4, _A_REST), 9, np.int64)  # open ties of the bar before and of this one: alteration, 9 for none
+    tied = np.full((2, 4, _NO_PITCH), 9, np.int64)  # alterations of open ties, bar before and this one; 9: none
     fifths, start, end, seen_key = 0, 0, 0, False
     for i in range(len(items)):
         root, pitch, staff = items[i, _C.ROOT], items[i, _C.KIND], max(items[i, _C.STAFF], 1)
         if root == _C.MEASURE:
             for s in range(4):
-                for p in range(_A_REST):
+                for p in range(_NO_PITCH):
                     tied[0, s, p], tied[1, s, p] = tied[1, s, p], 9
             start = end = i + 1
             while end < len(items) and items[end, _C.ROOT] != _C.MEASURE:
@@ -447,7 +428,7 @@ def _alter(items):
         if root == _C.KEY and not seen_key:  # the first of an <attributes>
             fifths = items[i, _C.VALUE]
         seen_key = _C.MEASURE < root < _C.NOTE and (seen_key or root == _C.KEY)
-        if pitch == 0 or pitch >= _A_REST:
+        if pitch == 0 or pitch >= _NO_PITCH:
             continue
         accidental, place = _last_accidental(items, i, start, end), _FIFTHS_PLACE[(pitch - 1) % 7]
         items[i, _C.ALTER] = _ALTERATION[accidental] if accidental else int(place < fifths) - int(6 - place < -fifths)
@@ -525,29 +506,33 @@ _TYPE_DIGIT = np.array([int(TYPE_SYMBOL[t]) for t in V.NOTE_TYPE_TOKENS], np.int
 
 # %% ../../nbs/notation/tedn.ipynb #9f426c73
 @_compile
-def _put_beams(nodes, n, items, i, n_open):
+def _put_beams(nodes, n, items, i, n_open, ids):
     "The beams of row i, on which `n_open` run already; gives (nodes so far, how many beams run on)."
     change, hooks = items[i, _C.BEGIN] - items[i, _C.STOP], items[i, _C.FORWARD_HOOK] + items[i, _C.BACKWARD_HOOK]
     n_open = max(n_open, -change)
-    running = n_open + min(change, 0)
-    for b in range(running + abs(change) + hooks):
-        hook = b - running - abs(change)
-        word = 0 if b < running else 3 + (items[i, _C.HOOKS] >> hook & 1) if hook >= 0 else 1 if change > 0 else 2
-        nodes[n, 0], nodes[n, 1] = _TAG_BEAM | _BEAMS + word, 3
+    running, at = n_open + min(change, 0), items[i, _C.FIRST]
+    for b in range(running + abs(change)):
+        nodes[n, 0], nodes[n, 1] = _TAG_BEAM | _BEAMS + (0 if b < running else 1 if change > 0 else 2), 3
         n += 1
+    while hooks:  # in the order of their tokens
+        column = _TOKENS[ids[at], 0] if 0 <= ids[at] < len(_TOKENS) else _C.SKIP
+        if column == _C.FORWARD_HOOK or column == _C.BACKWARD_HOOK:
+            nodes[n, 0], nodes[n, 1] = _TAG_BEAM | _BEAMS + 3 + column - _C.FORWARD_HOOK, 3
+            n, hooks = n + 1, hooks - 1
+        at += 1
     return n, n_open + change
 
 
 @_compile
-def _put_children(nodes, n, items, i, rows, n_open):
+def _put_children(nodes, n, items, i, rows, n_open, ids):
     "The elements below row i."
     start = np.full(7, n)  # per depth: where the descendants of the next element to close begin
     for r in range(len(rows)):
         column, label, has_text, depth = rows[r, 0], rows[r, 1], rows[r, 2], rows[r, 3]
         value = items[i, column] if column else int(n > start[depth + 1])
         if column == _C.BEGIN:
-            if items[i, _C.KIND] < _A_REST and not items[i, _C.CHORD]:
-                n, n_open[items[i, _C.GRACE]] = _put_beams(nodes, n, items, i, n_open[items[i, _C.GRACE]])
+            if items[i, _C.KIND] <= _NO_PITCH and not items[i, _C.CHORD]:
+                n, n_open[items[i, _C.GRACE]] = _put_beams(nodes, n, items, i, n_open[items[i, _C.GRACE]], ids)
         else:
             for _ in range(min(value, 1) if has_text else value):
                 nodes[n, 0], nodes[n, 1] = label + value * has_text, depth
@@ -557,7 +542,7 @@ def _put_children(nodes, n, items, i, rows, n_open):
 
 # %% ../../nbs/notation/tedn.ipynb #8eab689c
 @_compile
-def _put(nodes, n, items, i, n_open):
+def _put(nodes, n, items, i, n_open, ids):
     "Row i with the elements below it, and those above it that end with it."
     root, kind = items[i, _C.ROOT], items[i, _C.KIND]
     label, depth = 0, 2
@@ -566,12 +551,13 @@ def _put(nodes, n, items, i, n_open):
     if root == _C.STAVES:
         label, depth = _TAG_STAVES | _NUMBER + items[i, _C.VALUE], 3
     elif kind >= _A_FORWARD:
-        nodes[n, 0], nodes[n, 1] = _DURATION_LABEL + items[i, _C.TICKS], 3
-        label, n = _TAG_BACKUP if kind == _A_BACKUP else _TAG_FORWARD, n + 1
+        label = _TAG_BACKUP if kind == _A_BACKUP else _TAG_FORWARD
+        if items[i, _C.TICKS] != _UNKNOWN:
+            nodes[n, 0], nodes[n, 1], n = _DURATION_LABEL + items[i, _C.TICKS], 3, n + 1
     else:
-        n = _put_children(nodes, n, items, i, _ATTRIBUTE_ROWS if root < _C.NOTE else _NOTE_ROWS, n_open)
+        n = _put_children(nodes, n, items, i, _ATTRIBUTE_ROWS if root < _C.NOTE else _NOTE_ROWS, n_open, ids)
         if kind:
-            pitch = kind * 5 + items[i, _C.ALTER] + 2 if kind < _A_REST else 0
+            pitch = kind * 5 + items[i, _C.ALTER] + 2 if kind < _NO_PITCH else int(kind == _NO_PITCH)
             digit = _TYPE_DIGIT[items[i, _C.VALUE]] if root == _C.NOTE else 7
             label = _NOTE_LABEL | pitch << 12 | (items[i, _C.VOICE] or 1) << 8 | digit << 4 | items[i, _C.STEM]
     if label:
@@ -585,17 +571,19 @@ def _put(nodes, n, items, i, n_open):
 
 # %% ../../nbs/notation/tedn.ipynb #92d623b8
 @_compile
-def _write(items):
+def _write(items, ids):
     "Rows as the nodes of their part in postorder: labels (n,) and depths (n,)."
     nodes, n = np.empty((16 * len(items) + 64, 2), np.int64), 0
     n_open = np.zeros(2, np.int64)  # beams that run on: of notes, of grace notes
     for i in range(len(items)):
         room = n + n_open[0] + n_open[1] + 80
+        for column in range(len(_C)):
+            room += items[i, column] if _MANY[column] else 0
         if room > len(nodes):
             old, nodes = nodes, np.empty((2 * room, 2), np.int64)
             for k in range(n):
                 nodes[k, 0], nodes[k, 1] = old[k, 0], old[k, 1]
-        n = _put(nodes, n, items, i, n_open)
+        n = _put(nodes, n, items, i, n_open, ids)
     nodes[n, 0], nodes[n, 1] = _TAG_PART, 0
     return nodes[: n + 1, 0].copy(), nodes[: n + 1, 1].copy()
 
@@ -631,10 +619,10 @@ def _spell(text, n, label):
         return n, _DURATION_TAG, 0
     if label >= _NOTE_LABEL:
         pitch = label >> 12 & 0xFFF
-        text[n] = 32 if pitch else 82  # a blank, or R
+        text[n] = 32 if pitch > 1 else 126 if pitch else 82  # a blank, ~ or R
         n = _write_number(text, n + 1, label >> 8 & 15)
         text[n], text[n + 1] = 48 + (label >> 4 & 15), _STEM_CHARS[label & 15]
-        return n + 2, _NOTE_TAG, _PITCH_DIGEST[pitch // 5 - 1, pitch % 5] if pitch else 0
+        return n + 2, _NOTE_TAG, _PITCH_DIGEST[pitch // 5 - 1, pitch % 5] if pitch > 1 else 0
     which = label & 255
     for c in range(_TEXT_END[which - 1] if which else 0, _TEXT_END[which]):
         text[n] = _TEXT_CHARS[c]
@@ -664,11 +652,13 @@ def _spell_all(labels):
 def _tree_of_ids(
     ids: np.ndarray,  # int64 (T,)
 ) -> PartTree:
-    "The tree of the part that a sequence says."
-    items = _repair(_read(ids))
+    "The tree of the part that the reference's delinearizer makes of a sequence, an empty one where it raises."
+    items = _settle(_read(ids))
     _carry(items)
+    if len(items) and items[:, _C.DOT].max() > _MOST_DOTS:
+        _rank_onsets(items)
     _alter(items)
-    label, depth = _write(_order_head(items))
+    label, depth = _write(_order_head(items), ids)
     label, distinct = _number(label)
     return PartTree(label, *_shape(label, depth), *_spell_all(distinct))
 
@@ -859,7 +849,7 @@ def prepare(
     *,
     flavour: str = "lmx",  # lmx: without what LMX cannot say. full: all of a score; tokens are the same in both
 ) -> PartTree:
-    "The tree of some music, to be scored many times. Raises ValueError in one line; any tokens whatever have a tree."
+    "The tree of some music, to be scored many times. Raises ValueError in one line; any tokens have a tree, if empty."
     if flavour not in ("lmx", "full"):
         raise ValueError(f"unknown flavour {flavour!r}; choose lmx or full")
     if isinstance(music, PartTree):
