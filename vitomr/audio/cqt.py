@@ -200,7 +200,8 @@ def plot_cqt(
     ax = ax or plt.subplots(figsize=(7, 2.4), layout="constrained")[1]
     box = (0, max(seconds, 1 / cfg.frame_rate), -0.5, cfg.n_bins - 0.5)
     shown = (level - level.max()).clamp(min=floor)[:, :: max(1, c.shape[-1] // 300)]
-    img = ax.imshow(shown.cpu().numpy(), aspect="auto", origin="lower", extent=box, cmap="magma", vmin=floor, vmax=0)
+    how = {"aspect": "auto", "origin": "lower", "cmap": "magma", "interpolation": "nearest"}
+    img = ax.imshow(shown.cpu().numpy(), extent=box, vmin=floor, vmax=0, **how)
     ax.set_yticks(list(octaves), [_note(cfg.frequencies[k]) for k in octaves], fontsize=7)
     ax.get_figure().colorbar(img, ax=ax, label="level, dB", pad=0.01)
     return bare(ax, "time, s", "pitch", title)
