@@ -21,6 +21,6 @@ setup(
     long_description=readme.read_text(encoding="utf-8").split("\n---\n", 1)[-1].lstrip() if readme.exists() else "",
     long_description_content_type="text/markdown",
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "mcp", "audio")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "mcp", "audio", "words")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

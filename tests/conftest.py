@@ -29,6 +29,13 @@ PIANO = """<score-partwise version="4.0"><part-list><score-part id="P1"><part-na
 </part></score-partwise>"""
 
 
+@pytest.fixture(autouse=True)
+def _no_words(request, monkeypatch):
+    "Words are read in their own tests alone; they take seconds a page."
+    if "test_words" not in request.module.__name__:
+        monkeypatch.setattr("vitomr.transcribe.can_read_words", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def piano():
     "A two-bar piano part: chord, accidental, beam, tie across the bar, two staves."

@@ -39,6 +39,10 @@ def parser() -> argparse.ArgumentParser:
     t.add_argument("--format", help="what to write into the folder, as in musicxml,mid,pdf; musicxml when left out")
     t.add_argument("--pages", help="of each PDF, as in 1-3,7; all when left out")
     t.add_argument("--jobs", type=int, default=1, help="files read at the same time, a process each")
+    t.add_argument(
+        "--words", action=argparse.BooleanOptionalAction,
+        help="title, names, tempo words and lyrics, too; where the OCR of vitomr[words] is installed, when left out",
+    )  # fmt: skip
     t.set_defaults(run=transcribe)
 
     d = commands.add_parser("data", help="training data").add_subparsers(required=True, metavar="what")
@@ -177,12 +181,25 @@ def transcribe(args) -> int:
         stem = args.out / (path.stem if args.out / path.stem not in names else path.name.replace(".", "-"))
         outs[path] = [args.out] if is_one else [stem.parent / (stem.name + f) for f in formats]
     options = {"weights": args.weights, "int8": args.int8, "pages": args.pages, "how": _decoding(args)}
+    options["words"] = _words(args.words)
     if is_one:
         print(_transcribe_file(*outs.popitem(), **options))
         return 0
     if args.weights is None or Path(args.weights).is_dir():
         _reader(args.weights, args.int8)  # weights that cannot be read end here, not once for each file
     return _transcribe_all(outs, args.jobs, options)
+
+
+def _words(asked: bool | None) -> bool:
+    "Are words read? Says what is missing where they are not. Raises ValueError where they were asked for."
+    from vitomr.page.words import MISSING, WordsError, can_read_words
+
+    if asked is False or can_read_words():
+        return asked is not False
+    if asked:
+        raise WordsError(MISSING)
+    print(f"vitomr: {MISSING}", file=sys.stderr)
+    return False
 
 
 def _formats(names: list[str]) -> list[str]:
@@ -214,9 +231,11 @@ def _begin_work(stop) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _transcribe_file(path: Path, outs: list[Path], *, weights: str | None, int8: bool, pages: str | None, how) -> str:
+def _transcribe_file(
+    path: Path, outs: list[Path], *, weights: str | None, int8: bool, pages: str | None, how, words: bool
+) -> str:
     "Read one file, write all formats, and say what was found. Raises ValueError or OSError in one line."
-    for news in _reader(weights, int8).read(path, pages=pages, how=how):  # noqa: B007, the last one holds all
+    for news in _reader(weights, int8).read(path, pages=pages, how=how, words=words):  # noqa: B007, the last one holds all
         if _stop is not None and _stop.is_set():
             raise KeyboardInterrupt
     reading = news.document

@@ -18,6 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
+import cv2
 import numpy as np
 import torch
 
@@ -41,10 +42,23 @@ from vitomr.notation.lmx import (
 )
 from .notation.pdf import pdf_bytes
 from .notation.score import MUSICXML_SUFFIXES, ScoreError, musicxml_bytes, mxl_bytes, root_of, unzip_mxl
-from .page.assemble import Assembled, Line, assemble
+from .page.assemble import Assembled, Line, assemble, match_parts, notes_of_line
 from .page.documents import Pages, page_numbers
-from .page.staves import Normalised, NoStaffError, PictureError, normalise, open_picture
+from .page.staves import Normalised, NoStaffError, PictureError, map_points, normalise, open_picture
 from .page.systems import Page, crop, find_systems, with_boxes
+from vitomr.page.words import (
+    MISSING,
+    Head,
+    PageWords,
+    Placed,
+    WordsError,
+    add_words,
+    can_read_words,
+    find_words,
+    place_words,
+    sort_words,
+    without_staves,
+)
 from .rewards import tokens_of_parts
 
 # %% ../nbs/05_transcribe.ipynb #4fbc0ff1
@@ -103,6 +117,8 @@ class Transcription(Savable):
     shifts: int = 1  # places on the grid of patches at which it was shown
     n_staves: int = 1  # of the part that was found on the page
     box: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1 px of the level page; None for a picture of one line
+    matrix: np.ndarray | None = None  # (2, 3) px of the level page → px of `picture`
+    words: Placed | None = None  # on its notes, where words were read
 
     @property
     def lmx(self) -> str:
@@ -137,6 +153,8 @@ class PageReading:
     page: Page | None = None  # laid flat, with the systems found; None for a picture of one line
     systems: list[SystemReading] = field(default_factory=list)
     fault: str | None = None  # why nothing was read
+    found: Page | None = None  # the level page, for a picture of one line too
+    words: PageWords | None = None  # where words were read
 
     @property
     def level(self) -> np.ndarray:  # uint8 (H, W)
@@ -163,12 +181,18 @@ class Document(Savable):
     def assembled(self) -> Assembled:
         "The score, and where each bar and note of it was read. Systems are numbered as in `systems`."
         numbers = [p.number - 1 for p in self.pages for _ in p.systems]
-        return assemble([[Line(x.tokens, x.n_staves) for x in s.lines] for s in self.systems], numbers)
+        made = assemble([[Line(x.tokens, x.n_staves) for x in s.lines] for s in self.systems], numbers)
+        _write_words(self, made.score, made.notes)
+        return made
 
     @property
     def score(self) -> ET.Element:
         "The score, <score-partwise>; valid whatever the tokens."
-        return self.lines[0].score if len(self.lines) == 1 else self.assembled.score
+        if len(self.lines) != 1:
+            return self.assembled.score
+        score = self.lines[0].score
+        _write_words(self, score, notes_of_line(score.find("part"), self.lines[0].tokens))
+        return score
 
     @property
     def tokens(self) -> list[str]:
@@ -225,7 +249,7 @@ def _whole(transcriber: "Transcriber", reading: PageReading) -> PageReading:
         raise NoStaffError(f"picture of {w} x {h} px: no staff lines found; give a page of printed music")
     box = np.array([[0, 0], [w, 0], [w, h], [0, h]], float)
     n_staves = 2 if found.img.shape[0] > 14 * transcriber.model.cfg.staff_space else 1
-    line = Transcription([], [], found.img, n_staves=n_staves)
+    line = Transcription([], [], found.img, n_staves=n_staves, matrix=found.matrix)
     return replace(reading, systems=[SystemReading((0, 0, w, h), box, [line])])
 
 # %% ../nbs/05_transcribe.ipynb #9653bbbd
@@ -239,14 +263,25 @@ def _found(transcriber: "Transcriber", reading: PageReading, boxes=None) -> Page
         page = with_boxes(page, boxes)
     elif _is_one_line(page):
         whole = _whole(transcriber, reading)
-        whole.systems[0].lines[0].n_staves = page.systems[0].parts[0].n_staves
-        return whole
+        line = whole.systems[0].lines[0]
+        line.n_staves, line.matrix = page.systems[0].parts[0].n_staves, _by_way_of(page, line.matrix)
+        return replace(whole, found=page)
     space, systems = transcriber.model.cfg.staff_space, []
     for system in page.systems:
-        crops = [_checked(crop(page, p, space=space).img) for p in system.parts]
-        lines = [Transcription([], [], i, n_staves=p.n_staves, box=p.box) for i, p in zip(crops, system.parts)]
+        lines = []
+        for part in system.parts:
+            cut = crop(page, part, space=space)
+            line = Transcription([], [], _checked(cut.img), n_staves=part.n_staves, box=part.box, matrix=cut.matrix)
+            lines.append(line)
         systems.append(SystemReading(system.box, page.outline(system.box), lines))
-    return replace(reading, page=page, systems=systems)
+    return replace(reading, page=page, found=page, systems=systems)
+
+
+def _by_way_of(page: Page, matrix: np.ndarray) -> np.ndarray:  # (2, 3) px of the picture → px of its normal form
+    "The matrix that leads to the same from the level page; where the paper is bent, the nearest one."
+    x0, y0, x1, y1 = page.systems[0].box
+    corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], float)
+    return cv2.estimateAffine2D(corners, map_points(page.level.to_picture(corners), matrix))[0]
 
 
 def _checked(img: np.ndarray) -> np.ndarray:
@@ -474,6 +509,46 @@ def write_pictures(
         pass
     return lines
 
+# %% ../nbs/05_transcribe.ipynb #7b24a9d1
+def _heads(transcriber: "Transcriber", line: Transcription) -> list[Head]:
+    "Where the notes of a line stand on the level page, by what the reader looked at."
+    from vitomr.insight import look, symbols  # which stands on this module
+
+    events = {e.position: e for e in analyse(line.tokens).events}
+    found = symbols(look(transcriber, line.picture, line.tokens, shifts=1)) if line.tokens else []
+    if not found:
+        return []
+    at = map_points([[s.x, s.y] for s in found], cv2.invertAffineTransform(line.matrix))
+    heads = []
+    for s, (x, _) in zip(found, at, strict=True):
+        e = events[s.position]
+        is_note = e.kind != "rest" and not {"chord", "grace"} & set(e.prefixes) and "tied:stop" not in e.suffixes
+        heads.append(Head(s.position, float(x), e.bar, int((e.staff or "staff:1")[6:]), is_note))
+    return heads
+
+
+def _read_words(transcriber: "Transcriber", page: PageReading, *, is_first: bool) -> None:
+    "Read the words of a page and find their notes."
+    if page.found is None or not any(s.staves for s in page.found.systems):
+        return
+    sheet = without_staves(page.found)
+    page.words = sort_words(find_words(sheet), page.found, sheet, is_first=is_first)
+    for system, of_system in zip(page.systems, page.words.lines, strict=True):
+        for line, words in zip(system.lines, of_system, strict=True):
+            heads = _heads(transcriber, line) if words.verses or words.directions else []
+            line.words = place_words(words, heads)
+
+
+def _write_words(document: "Document", score: ET.Element, notes: dict[str, tuple[int, int, int]]) -> None:
+    "Put the words that were read into a score of the document."
+    systems = document.systems
+    placed = {(k, i): x.words for k, s in enumerate(systems) for i, x in enumerate(s.lines) if x.words is not None}
+    names = [""] * len(score.findall("part"))
+    for k, of_part in enumerate(match_parts([[x.n_staves for x in s.lines] for s in systems])):
+        for i, part in enumerate(of_part):
+            names[part] = names[part] or (placed[k, i].name if (k, i) in placed else "")
+    add_words(score, notes, placed, [p.words for p in document.pages if p.words is not None], names)
+
 # %% ../nbs/05_transcribe.ipynb #ef7ea15e
 @dataclass
 class Progress:
@@ -495,7 +570,9 @@ def _open_page(transcriber: "Transcriber", pages: Pages, n: int, boxes) -> PageR
         return PageReading(n + 1, np.full((16, 16), 255, np.uint8), fault=f"page {n + 1}: {e}")
 
 
-def _read(transcriber: "Transcriber", opened: Pages, pages, boxes: dict, how: Decoding) -> Iterator[Progress]:
+def _read(
+    transcriber: "Transcriber", opened: Pages, pages, boxes: dict, how: Decoding, words: bool
+) -> Iterator[Progress]:
     numbers = page_numbers(pages, len(opened)) if pages is None or isinstance(pages, str) else list(pages)
     done = Document(opened.name)
     for n in numbers:
@@ -505,6 +582,8 @@ def _read(transcriber: "Transcriber", opened: Pages, pages, boxes: dict, how: De
         for rows in batches((line for s in page.systems for line in s.lines), lambda line: line.picture.shape):
             for kind, line in write_lines(transcriber, rows, how):
                 yield Progress(kind, done, page, line)
+        if words:
+            _read_words(transcriber, page, is_first=len(done.pages) == 1)
     if not done.lines:
         faults = [p.fault for p in done.pages if p.fault]
         none = f"{done.name}: none of {len(faults)} pages holds music"
@@ -571,12 +650,16 @@ class Transcriber:
         pages: Sequence[int] | str | None = None,  # from 0, or text as in 1-3; all when left out
         boxes: dict[int, Sequence[Sequence[float]]] | None = None,  # page from 0 → x0, y0, x1, y1 px, level
         how: Decoding = USUAL,
+        words: bool | None = None,  # read words, too: title, names, directions, lyrics; None: where OCR is installed
         **choices,  # fields of Decoding, instead of those of `how`
     ) -> Iterator[Progress]:
         "Read a document, and tell what is new: each page once its systems are known, each bar, each line, the end."
         how = replace(how, **choices)
+        if words and not can_read_words():
+            raise WordsError(MISSING)
+        words = can_read_words() if words is None else words
         with Pages(source) as opened:
-            yield from _read(self, opened, pages, boxes or {}, how)
+            yield from _read(self, opened, pages, boxes or {}, how, words)
 
     def lines(self, source) -> Iterator[tuple[int, Transcription]]:
         "The lines of music of a document with the page of each, from 1, found and not read. Raises as `transcribe`."
