@@ -181,25 +181,28 @@ def transcribe(args) -> int:
         stem = args.out / (path.stem if args.out / path.stem not in names else path.name.replace(".", "-"))
         outs[path] = [args.out] if is_one else [stem.parent / (stem.name + f) for f in formats]
     options = {"weights": args.weights, "int8": args.int8, "pages": args.pages, "how": _decoding(args)}
-    options["words"] = _words(args.words)
+    options["words"], missing = args.words, _missing_words(args.words)
     if is_one:
         print(_transcribe_file(*outs.popitem(), **options))
-        return 0
-    if args.weights is None or Path(args.weights).is_dir():
-        _reader(args.weights, args.int8)  # weights that cannot be read end here, not once for each file
-    return _transcribe_all(outs, args.jobs, options)
+        status = 0
+    else:
+        if args.weights is None or Path(args.weights).is_dir():
+            _reader(args.weights, args.int8)  # weights that cannot be read end here, not once for each file
+        status = _transcribe_all(outs, args.jobs, options)
+    if missing:
+        print(f"vitomr: {missing}", file=sys.stderr)
+    return status
 
 
-def _words(asked: bool | None) -> bool:
-    "Are words read? Says what is missing where they are not. Raises ValueError where they were asked for."
+def _missing_words(asked: bool | None) -> str | None:
+    "What is missing where words cannot be read. Raises ValueError where they were asked for."
     from vitomr.page.words import MISSING, WordsError, can_read_words
 
     if asked is False or can_read_words():
-        return asked is not False
+        return None
     if asked:
         raise WordsError(MISSING)
-    print(f"vitomr: {MISSING}", file=sys.stderr)
-    return False
+    return MISSING
 
 
 def _formats(names: list[str]) -> list[str]:
@@ -232,7 +235,7 @@ def _begin_work(stop) -> None:
 
 
 def _transcribe_file(
-    path: Path, outs: list[Path], *, weights: str | None, int8: bool, pages: str | None, how, words: bool
+    path: Path, outs: list[Path], *, weights: str | None, int8: bool, pages: str | None, how, words: bool | None
 ) -> str:
     "Read one file, write all formats, and say what was found. Raises ValueError or OSError in one line."
     for news in _reader(weights, int8).read(path, pages=pages, how=how, words=words):  # noqa: B007, the last one holds all
