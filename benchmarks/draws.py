@@ -23,8 +23,9 @@ from grpo_result import change, dev_pictures, fingerprint, tedn_counts
 from vitomr.decoder import load_reader
 from vitomr.notation.lmx import EOS_ID, decode
 from vitomr.notation.metrics import micro_rate
+from vitomr.reading.policy import Picture, ReaderPolicy
 from vitomr.rewards import consensus
-from vitomr.train.policy import Picture, ReaderPolicy, Sampling
+from vitomr.train.policy import Sampling
 
 TOGETHER = 2  # pictures
 

@@ -28,11 +28,13 @@ from accelerate import Accelerator
 
 from vitomr.data.synthesis import Shards, build
 from vitomr.decoder import load_reader
-from vitomr.grpo import PACKAGED, PRACTICE, Excerpts, MusicReward, Team, collect, update, with_settings
+from vitomr.grpo import PACKAGED, PRACTICE, with_settings
 from vitomr.notation.lmx import EOS_ID, decode
 from vitomr.notation.tedn import tedn
+from vitomr.reading.pictures import Excerpts
+from vitomr.reading.policy import ReaderPolicy
 from vitomr.train.loop import Optimizers
-from vitomr.train.policy import ReaderPolicy
+from vitomr.train.practice import StepContext, collect, update
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from test_tedn import definition, part_of  # noqa: E402
@@ -44,22 +46,22 @@ def timed(f) -> tuple[float, object]:
     return time.process_time() - start, result
 
 
-def team_of(args, **given) -> tuple[Team, Optimizers]:
+def context_of(args, **given) -> tuple[StepContext, Optimizers]:
     cfg = with_settings(PRACTICE["tiny"], {"lengths": [args.tokens], "dynamic_sampling": 0} | given)
     model = load_reader(PACKAGED)
     data = Excerpts(Shards(args.data), cfg, space=model.cfg.staff_space)
-    team = Team(ReaderPolicy(model), data, MusicReward(cfg.reward), cfg, Accelerator(cpu=True))
-    return team, Optimizers(team.weights, cfg.loop)
+    ctx = StepContext(ReaderPolicy(model), data, cfg.music_reward, cfg, Accelerator(cpu=True))
+    return ctx, Optimizers(ctx.weights, cfg.loop)
 
 
 def peak(args, g: int) -> tuple[float, float, float]:
     "MiB held at most before a step of g readings and after it, and the tokens of a reading."
     torch.set_num_threads(args.threads)
     held = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    team, optimizers = team_of(args, num_generations=g, per_device_batch_size=g, max_actions=2 * args.tokens)
+    ctx, optimizers = context_of(args, num_generations=g, per_device_batch_size=g, max_actions=2 * args.tokens)
     before = held()
-    parts, table, _ = collect(team, 0)
-    update(team, parts, table, 0, optimizers, 1e-6)
+    parts, table, _ = collect(ctx, 0)
+    update(ctx, parts, table, 0, optimizers, 1e-6)
     return before, held(), float(table.lengths.mean())
 
 
@@ -85,15 +87,15 @@ def main() -> None:
         build("music21", args.data, 200, seed=3)
     if args.memory:
         return compare_memory(args)
-    team, optimizers = team_of(args, steps=args.steps + 1)
+    ctx, optimizers = context_of(args, steps=args.steps + 1)
     rows = []
     for step in range(args.steps + 1):
-        team.seconds.clear()
-        with team.clock("step"):
-            parts, table, _ = collect(team, step)
-            with team.clock("update"):
-                update(team, parts, table, step, optimizers, 1e-6)
-        rows.append(dict(team.seconds) | {"tokens": float(table.lengths.mean())})
+        ctx.seconds.clear()
+        with ctx.clock("step"):
+            parts, table, _ = collect(ctx, step)
+            with ctx.clock("update"):
+                update(ctx, parts, table, step, optimizers, 1e-6)
+        rows.append(dict(ctx.seconds) | {"tokens": float(table.lengths.mean())})
     mean = {k: float(np.mean([r[k] for r in rows[1:]])) for k in rows[0]}
     n = table.total.size
     print(f"{args.steps} steps of {n} readings, {mean['tokens']:.0f} tokens each, {args.threads} threads\n")
@@ -105,7 +107,7 @@ def main() -> None:
     for part in parts:
         for action in part.actions:
             read = decode([t for t in action if t != EOS_ID])
-            pairs[tuple(read), part.share.slot] = read, decode(part.state.ids)
+            pairs[tuple(read), part.slice.slot] = read, decode(part.state.ids)
     chosen = [list(pairs.values())[i] for i in np.random.default_rng(0).permutation(len(pairs))[: args.zss]]
     fast, mine = timed(lambda: [tedn(a, b) for a, b in chosen])
     slow, theirs = timed(lambda: [definition(part_of(a), part_of(b)) for a, b in chosen])

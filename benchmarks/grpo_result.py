@@ -35,12 +35,13 @@ from vitomr.data.synthesis import Shards, write_shard
 from vitomr.decoder import TRAINING, load_reader
 from vitomr.decoder import train as teach
 from vitomr.evaluate import choose
-from vitomr.grpo import PACKAGED, PRACTICE, plot_kinds, read_pictures, train, with_settings
+from vitomr.grpo import PACKAGED, PRACTICE, plot_kinds, train, with_settings
 from vitomr.notation.lmx import decode
 from vitomr.notation.metrics import METRICS, micro_rate, token_distance
 from vitomr.notation.tedn import tedn
-from vitomr.train.loop import read_history
-from vitomr.train.policy import Picture, ReaderPolicy
+from vitomr.reading.pictures import read_pictures
+from vitomr.reading.policy import Picture, ReaderPolicy
+from vitomr.train.runs import read_history
 
 
 def tedn_counts(pred, true) -> tuple[int, int]:

@@ -46,7 +46,8 @@ from vitomr.nn import vit
 from vitomr.nn.attention import compute_dtype
 from vitomr.nn.decoding import greedy
 from vitomr.notation.metrics import token_distance
-from vitomr.train.loop import LoopConfig, fit, read_history
+from vitomr.train.loop import LoopConfig, fit
+from vitomr.train.runs import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -28,51 +28,49 @@ from vitomr.decoder import READERS, Reader, load_reader, save_reader
 from vitomr.grpo import (
     PACKAGED,
     PRACTICE,
-    TRACKERS,
-    Excerpts,
     GRPOConfig,
-    MusicReward,
-    ObjectiveSettings,
-    RolloutSettings,
-    Scans,
-    Share,
-    Team,
-    advantages,
-    changes,
-    collect,
-    describe_reading,
-    kimi_objective,
-    kl_in_use,
-    micro_batches,
-    n_groups,
-    normalised_sum,
-    objective,
-    on_the_line,
-    packed,
     plot_kinds,
-    plot_line,
-    practise,
-    read_pictures,
-    shares,
-    surrogate,
-    tabulate,
-    token_weights,
-    tracker,
     train,
     watch,
     with_settings,
 )
 from vitomr.notation.grammar import Grammar
 from vitomr.notation.lmx import EOS_ID, VOCABULARY
+from vitomr.reading.pictures import Excerpts, Scans, read_pictures
+from vitomr.reading.policy import Picture, ReaderPolicy, describe_reading
+from vitomr.reading.reward import MusicReward
 from vitomr.rewards import Breakdown
 from vitomr.train import policy as policy_module
-from vitomr.train.loop import CheckpointError, read_history
-from vitomr.train.objective import full_kl, k1, k2, k3, kl_name, kl_penalty, normalised_entropy
-from vitomr.train.policy import Picture, ReaderPolicy, Rollout, Sampling, Scored
+from vitomr.train.groups import GroupSlice, advantages, group_slices, n_groups, normalised_sum, packed
+from vitomr.train.objective import (
+    Clip,
+    full_kl,
+    k1,
+    k2,
+    k3,
+    kimi_objective,
+    kl_name,
+    kl_penalty,
+    normalised_entropy,
+    surrogate,
+    token_weights,
+)
+from vitomr.train.policy import Rollout, Sampling, Scored
+from vitomr.train.practice import Row, StepContext, collect, group_reward, micro_batches, objective, tabulate
+from vitomr.train.practice import practise as run_practice
+from vitomr.train.runs import TRACKERS, CheckpointError, read_history, tracker
 from vitomr.train.schedules import Schedule
+from vitomr.train.settings import kl_in_use
 from vitomr.transcribe import Transcriber
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from practice_plots import changes, on_the_line, plot_line  # noqa: E402
+
+
+def practise(policy, data, reward, cfg, folder, **options):
+    "A run with a reward that sees whole groups."
+    return run_practice(policy, data, group_reward(reward), cfg=cfg, run_dir=folder, **options)
 
 
 class Bandit:
@@ -88,8 +86,8 @@ class Bandit:
         p = (self.logits.detach()[list(states)] / temperature).softmax(-1)
         return torch.multinomial(p, num_actions_per_state, replacement=True).tolist()
 
-    def get_log_probabilities(self, states, actions):
-        logp = self.logits.log_softmax(-1)
+    def get_log_probabilities(self, states, actions, *, temperature=1.0):
+        logp = (self.logits / temperature).log_softmax(-1)
         return torch.stack([logp[s, a] for s, group in zip(states, actions, strict=True) for a in group])
 
 
@@ -109,30 +107,30 @@ def settings(**given):
     return with_settings(GRPOConfig(), base | given)
 
 
-def team(policy, reward=arm_reward, data=lambda step, k: k % 4, **given):
-    return Team(policy, data, reward, settings(**given), Accelerator(cpu=True))
+def context(policy, reward=arm_reward, data=lambda step, k: k % 4, **given):
+    return StepContext(policy, data, group_reward(reward), settings(**given), Accelerator(cpu=True))
 
 
 # Groups
 
 
 def test_a_wrong_group_size_lists_those_that_are_right():
-    cfg = RolloutSettings(num_generations=5, per_device_batch_size=6)
     with pytest.raises(ValueError, match=r"2 × 6 = 12 .* groups of 5; num_generations can be 2, 3, 4, 6, 12"):
-        n_groups(cfg, 2)
+        n_groups(6, 5, 2)
     with pytest.raises(ValueError, match="groups of 1"):
-        n_groups(replace(cfg, num_generations=1))
-    assert n_groups(replace(cfg, num_generations=4), 2) == 3
+        n_groups(6, 1)
+    assert n_groups(6, 4, 2) == 3
 
 
 def test_processes_share_a_step_without_gap_or_overlap():
-    held = [(s.slot, i) for rank in range(3) for s in shares(8 * rank, 8 * rank + 8, 12) for i in range(s.first, s.end)]
+    slices = [s for rank in range(3) for s in group_slices(8 * rank, 8 * rank + 8, 12)]
+    held = [(s.slot, i) for s in slices for i in range(s.first, s.end)]
     assert held == [(slot, i) for slot in range(2) for i in range(12)]
 
 
 @pytest.mark.parametrize("limit", [1, 3, 5, 8, 100, 0])
 def test_packing_keeps_every_reading_and_the_limit(limit):
-    parts = [Share(0, 4, 8), Share(1, 0, 8), Share(2, 0, 8), Share(3, 0, 3)]
+    parts = [GroupSlice(0, 4, 8), GroupSlice(1, 0, 8), GroupSlice(2, 0, 8), GroupSlice(3, 0, 3)]
     batches = packed(parts, limit)
     assert [(s.slot, i) for b in batches for s in b for i in range(s.first, s.end)] == [
         (s.slot, i) for s in parts for i in range(s.first, s.end)
@@ -166,8 +164,9 @@ def test_equal_rewards_have_no_advantage_at_all(baseline, scale):
 
 def test_no_mean_for_same_reward_confirms_what_all_got_right():
     a = advantages(np.array([[1.0, 1.0], [3.0, 3.0], [-0.5, -0.5], [0.0, 1.0]]), no_mean_for_same_reward=True)
-    np.testing.assert_allclose(a[:3], [[1, 1], [1, 1], [-0.5, -0.5]])
-    assert a[3, 0] < 0 < a[3, 1]
+    np.testing.assert_allclose(a[:3], [[1, 1], [1, 1], [-1, -1]])  # (r − 0) / (0 + 1e-4), cut at ±1
+    std = math.sqrt(0.5)
+    np.testing.assert_allclose(a[3], [-0.5 / (std + 1e-4), 0.5 / (std + 1e-4)])
 
 
 def test_normalised_terms_do_not_drown_each_other():
@@ -192,9 +191,7 @@ def ragged(seed=0, n=6, t=5):
 def test_clipped_objective_by_hand():
     ratio = torch.tensor([[0.5, 1.0, 1.5], [0.5, 1.0, 1.5]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
-    j, low, high = surrogate(
-        ratio.log(), torch.zeros(2, 3), torch.tensor([1.0, -2.0]), mask, ObjectiveSettings(epsilon_high=0.3)
-    )
+    j, low, high, _ = surrogate(ratio.log(), torch.zeros(2, 3), torch.tensor([1.0, -2.0]), mask, Clip(epsilon_high=0.3))
     torch.testing.assert_close(j[mask], torch.tensor([0.5, 1.0, 1.3, -1.6, -2.0]))
     assert low.tolist() == [[False] * 3, [True, False, False]] and high.tolist() == [[False, False, True], [False] * 3]
 
@@ -226,8 +223,7 @@ def trl(logp, old, adv, mask, loss_type, low, high, constant, level="token"):
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
 def test_losses_are_the_published_ones(loss_type, level):
     logp, old, adv, mask, lengths = ragged()
-    cfg = ObjectiveSettings(epsilon_low=0.2, epsilon_high=0.28, importance_level=level)
-    j, *_ = surrogate(logp, old, adv, mask, cfg)
+    j, *_ = surrogate(logp, old, adv, mask, Clip(0.2, 0.28), level=level)
     w = token_weights(lengths.numpy()[None], np.ones((1, 6), bool), loss_type, constant=7, n=6)[0]
     mine = -(torch.from_numpy(w)[:, None] * mask * j).sum()
     assert float(mine) == pytest.approx(trl(logp, old, adv, mask, loss_type, 0.2, 0.28, 7, level), abs=1e-6)
@@ -237,7 +233,7 @@ def test_masked_places_have_no_gradient():
     logp, old, adv, mask, _ = ragged()
     logp.requires_grad_()
     for level in ("token", "sequence"):
-        j, *_ = surrogate(logp, old, adv, mask, ObjectiveSettings(importance_level=level))
+        j, *_ = surrogate(logp, old, adv, mask, level=level)
         (grad,) = torch.autograd.grad((j * mask).sum(), logp)
         assert (grad[~mask] == 0).all() and (grad[mask] != 0).any()
 
@@ -331,9 +327,9 @@ def test_settings_by_name():
         ({"num_generations": "eight"}, "num_generations cannot be 'eight'"),
         ({"num_generations": 2.5}, "num_generations"),
         ({"use_kl": 1}, "use_kl"),
-        ({"loss_type": "ppo"}, "unknown loss_type 'ppo'; choose from grpo, dr_grpo, dapo, kimi_loss"),
+        ({"loss_type": "ppo"}, "unknown loss_type 'ppo'; choose from grpo, dr_grpo, dapo, bnpo, cispo, gspo, sapo"),
         ({"temperature": 0.0}, "above 0"),
-        ({"target": "nothing"}, "unknown target 'nothing'; choose from truth, consensus"),
+        ({"target": "nothing"}, "unknown target 'nothing'; choose from reference, consensus"),
         ({"target": "consensus", "rollout_batch": 4}, "num_generations 8 must divide"),
         ({"target": "consensus", "per_device_batch_size": 12}, "num_generations 8 must divide"),
         ({"target": "consensus", "baseline": "greedy"}, "must not be greedy"),
@@ -356,7 +352,7 @@ def test_a_policy_without_tokens_learns(tmp_path):
     history = read_history(tmp_path)
     assert history[-1]["reward"] > history[0]["reward"] + 0.3
     assert all(abs(h["objective"]) < 1e-6 and h["clip_low"] == h["clip_high"] == 0 for h in history)  # on-policy: zero
-    assert {"term/reward", "zero_spread", "grad_norm", "adv_abs", "best_of_group"} <= set(history[0])
+    assert {"term/arm_reward", "zero_spread", "grad_norm", "adv_abs", "best_of_group"} <= set(history[0])
     samples = [json.loads(x) for x in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert {"action", "reward", "advantage", "terms", "step"} <= set(samples[0])
     assert watch(history).axes
@@ -369,9 +365,9 @@ def test_what_a_policy_lacks_is_said_in_one_line(tmp_path):
         ({"ce_weight": [0.1, 0]}, "ce_weight: Bandit cannot be taught"),
     ):
         with pytest.raises(ValueError, match=words):
-            team(Bandit(), **given)
+            context(Bandit(), **given)
     with pytest.raises(ValueError, match="object is no PolicyModel; it needs generate_actions"):
-        team(object())
+        context(object())
 
 
 def gradient(t):
@@ -389,15 +385,15 @@ def gradient(t):
     "given", [{}, {"loss_type": "dapo"}, {"advantage_scale": "none"}, {"importance_level": "sequence"}]
 )
 def test_equal_rewards_give_no_gradient(given):
-    grad, table = gradient(team(Bandit(), lambda states, actions: [[0.3] * len(g) for g in actions], **given))
+    grad, table = gradient(context(Bandit(), lambda states, actions: [[0.3] * len(g) for g in actions], **given))
     assert (grad == 0).all() and not table.live.any()
 
 
 def test_dynamic_sampling_never_dilutes():
     "One picture in two teaches nothing; the others weigh as much as if it had not been drawn."
     reward = lambda states, actions: [[float(a) if s % 2 else 0.5 for a in g] for s, g in zip(states, actions)]
-    diluted, _ = gradient(team(Bandit(), reward))
-    t = team(Bandit(), reward=reward, dynamic_sampling=1, data=lambda step, k: k % 4)  # drawn anew: the same places
+    diluted, _ = gradient(context(Bandit(), reward))
+    t = context(Bandit(), reward=reward, dynamic_sampling=1, data=lambda step, k: k % 4)  # drawn anew: the same places
     parts, table, dead = collect(t, 0)
     kept = table.live
     assert dead >= 0.5 and not kept[::2].any() and kept.any()
@@ -418,7 +414,7 @@ def test_dynamic_sampling_draws_other_states():
     reward = lambda states, actions: [
         [float(i) if s == 3 else 0.0 for i in range(len(g))] for s, g in zip(states, actions)
     ]
-    t = team(Bandit(), reward=reward, data=data, dynamic_sampling=2)
+    t = context(Bandit(), reward=reward, data=data, dynamic_sampling=2)
     parts, table, dead = collect(t, 0)
     assert dead == 0.75 and table.live.tolist() == [False, False, False, True]
     assert asked == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10] and len(parts) == 4
@@ -428,7 +424,8 @@ def test_greedy_baseline_asks_for_one_reading_more(smoke):
     pictures = [Picture(np.full((32, 64), 255, np.uint8), [3, 4, 5]) for _ in range(4)]
     reward = lambda states, actions: [[float(len(a)) for a in g] for g in actions]
     policy = ReaderPolicy(smoke)
-    t = team(policy, reward, lambda step, k: pictures[k % 4], baseline="greedy", advantage_scale="none", max_actions=9)
+    given = {"baseline": "greedy", "advantage_scale": "none", "max_actions": 9}
+    t = context(policy, reward, lambda step, k: pictures[k % 4], **given)
     parts, table, _ = collect(t, 0)
     greedy = policy.rollout(pictures[:1], 1, Sampling(0.0, max_actions=9), 0).actions[0][0]
     np.testing.assert_allclose(table.adv, table.total - len(greedy))
@@ -451,11 +448,11 @@ def pictures(shards):
     return Excerpts(shards, cfg, space=6.0)
 
 
-def reader_team(model, pictures, grammar=False, **given):
+def reader_context(model, pictures, grammar=False, **given):
     policy = ReaderPolicy(model, grammar=Grammar() if grammar else None, bf16=given.pop("bf16", False))
     given = {"max_actions": 24, "per_device_batch_size": 8, **given}
-    reward = MusicReward(credit=given.get("credit", "reading"), target=given.get("target", "truth"))
-    return team(policy, reward, pictures, **given)
+    reward = MusicReward(credit=given.get("credit", "reading"), target=given.get("target", "reference"))
+    return context(policy, reward, pictures, **given)
 
 
 @pytest.fixture
@@ -477,14 +474,14 @@ def model():
     ids=str,
 )
 def test_ratio_is_one_before_anything_moved(model, pictures, given):
-    t = reader_team(model, pictures, **given)
+    t = reader_context(model, pictures, **given)
     parts, table, _ = collect(t, 0)
     off = [objective(t, m, 0, None)[2]["ratio_off"] for m in micro_batches(t, parts, table, 0)]
     assert len(off) == 2 and max(float(x) for x in off) < 1e-4
 
 
 def test_bf16_scores_against_itself(model, pictures):
-    t = reader_team(model, pictures, bf16=True, rescore=True, loss_type="dapo")
+    t = reader_context(model, pictures, bf16=True, rescore=True, loss_type="dapo")
     parts, table, _ = collect(t, 0)
     for m in micro_batches(t, parts, table, 0):
         _, _, sums = objective(t, m, 0, None)
@@ -507,10 +504,10 @@ CUTS = [
 
 @pytest.mark.parametrize("given", CUTS, ids=str)
 def test_any_cut_of_a_step_gives_one_gradient(model, pictures, given):
-    whole, table = gradient(reader_team(model, pictures, micro_batch=8, **given))
+    whole, table = gradient(reader_context(model, pictures, micro_batch=8, **given))
     assert whole.abs().max() > 0
     for micro in (1, 3, 4):
-        again, same = gradient(reader_team(model, pictures, micro_batch=micro, **given))
+        again, same = gradient(reader_context(model, pictures, micro_batch=micro, **given))
         np.testing.assert_array_equal(table.total, same.total)
         assert (again - whole).abs().max() < 1e-5 * max(1.0, float(whole.abs().max()))
 
@@ -524,7 +521,7 @@ def test_entropy_regularisation_has_the_sign_of_its_weight(model, pictures):
         policy = ReaderPolicy(Reader(READERS["smoke"]))
         policy.model.load_state_dict(model.state_dict())
         given = {"entropy_reg": True, "entropy_weight": weight, "reward_scale": 0.0, "max_actions": 12}
-        t = team(policy, MusicReward(), pictures, per_device_batch_size=8, **given)
+        t = context(policy, MusicReward(), pictures, per_device_batch_size=8, **given)
         parts, table, _ = collect(t, 0)
         for _ in range(8):
             for m in micro_batches(t, parts, table, 0):
@@ -544,7 +541,7 @@ def test_many_readings_fit_where_few_do(model, pictures):
     "G = 128: what is kept for the way back does not grow with G."
     kept = {}
     for g in (8, 128):
-        t = reader_team(
+        t = reader_context(
             model, pictures, num_generations=g, per_device_batch_size=g, rollout_batch=32, micro_batch=8, max_actions=16
         )
         parts, table, _ = collect(t, 0)
@@ -611,7 +608,7 @@ def test_kimi_is_for_its_tasks_only():
         task = "counting"
 
     def pull(task_id):
-        t = team(
+        t = context(
             Bandit(),
             data=lambda step, k: Task(k % 4),
             use_kl=True,
@@ -623,7 +620,7 @@ def test_kimi_is_for_its_tasks_only():
             t.policy.logits += torch.arange(3.0)  # away from the reference
         return gradient(t)[0]
 
-    plain, _ = gradient(team(Bandit()))
+    plain, _ = gradient(context(Bandit()))
     assert not torch.allclose(pull(["counting"]), pull(["ocr"]))
 
 
@@ -631,7 +628,8 @@ def test_length_weight_is_scheduled(tmp_path):
     reward = lambda states, actions: [
         [Breakdown({"F1": 1.0, "LEN": 0.5}, {"F1": 1.0, "LEN": -0.02}) for _ in g] for g in actions
     ]
-    practise(Bandit(), lambda step, k: 0, reward, settings(steps=3, length_weight=[0.02, 0.4]), tmp_path)
+    cfg = settings(steps=3, length_weight=[0.02, 0.4])
+    practise(Bandit(), lambda step, k: 0, reward, cfg, tmp_path, term_weights=cfg.term_weights)
     history = read_history(tmp_path)
     assert [h["reward"] for h in history] == pytest.approx([0.99, 0.895, 0.8])
 
@@ -691,7 +689,7 @@ def token_reward(states, actions):
 
 def first_loss(**given):
     "The loss of a first step by a policy that has left its reference, what was drawn, and the team."
-    t = team(Chooser(), token_reward, **given)
+    t = context(Chooser(), token_reward, **given)
     with torch.no_grad():
         t.policy.table += torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(2))
     parts, table, _ = collect(t, 0)
@@ -751,8 +749,8 @@ def test_rewards_are_scaled_and_equal_ones_may_be_kept():
     assert thrice == pytest.approx(3 * plain, abs=1e-5)
     alike = lambda states, actions: [[0.3] * len(g) for g in actions]
     for keep in (False, True):
-        grad, table = gradient(team(Chooser(), alike, no_mean_for_same_reward=keep))
-        assert (table.adv == 0.3 * keep).all() and bool(grad.abs().max() > 0) == keep
+        grad, table = gradient(context(Chooser(), alike, no_mean_for_same_reward=keep))
+        assert (table.adv == float(keep)).all() and bool(grad.abs().max() > 0) == keep
 
 
 @pytest.mark.parametrize("func", ["constant", "linear", "cosine"])
@@ -771,7 +769,7 @@ def test_temperature_goes_where_its_controls_say(tmp_path, func):
 @pytest.mark.parametrize(("g", "groups"), [(2, 8), (4, 4), (16, 1)])
 def test_a_device_counts_generations_not_pictures(g, groups):
     asked = []
-    t = team(Chooser(), token_reward, lambda step, k: asked.append(k) or k % 4, num_generations=g, rollout_batch=16)
+    t = context(Chooser(), token_reward, lambda step, k: asked.append(k) or k % 4, num_generations=g, rollout_batch=16)
     parts, table, _ = collect(t, 0)
     assert table.total.shape == (groups, g) and sum(len(p.actions) for p in parts) == 16
     assert sorted(asked) == list(range(groups))
@@ -845,7 +843,7 @@ def test_a_reader_resumes_too(tmp_path, shards, model):
     assert one == two and len(one) == 4
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
     sample = json.loads((tmp_path / "whole" / "samples.jsonl").read_text().splitlines()[0])
-    assert sample["truth"].startswith("measure") and {"TEDn", "F1"} <= set(sample["terms"])
+    assert sample["reference"].startswith("measure") and {"TEDn", "F1"} <= set(sample["terms"])
     assert read_pictures(ReaderPolicy(again), [Picture(np.full((64, 96), 255, np.uint8), [3])])[0][1] == ["measure"]
 
 
@@ -1022,7 +1020,7 @@ def test_rewards_of_readings_ignore_the_end_token(shards):
     (got,) = MusicReward("vitomr")([Picture(np.zeros((16, 16), np.uint8), ids)], [[[*ids, EOS_ID], ids, ids[:5]]])
     assert got[0].total == got[1].total > got[2].total and got[0].raw["TEDn"] == 1
     about = describe_reading(Picture(np.zeros((1, 1), np.uint8), ids, "a song"), [*ids, EOS_ID])
-    assert about["truth"] == about["reading"] and about["name"] == "a song"
+    assert about["reference"] == about["prediction"] and about["name"] == "a song"
 
 
 def test_without_the_truth_readings_are_marked_against_the_one_nearest_to_all(shards):
@@ -1048,17 +1046,18 @@ def test_a_token_is_credited_with_what_its_bar_earned(shards):
     n = len(starts) - 1
     assert all(len(m.pieces) == n and len(m.owner) == len(r) for m, r in zip(marks, readings, strict=True))
     assert marks[1].pieces[1] < marks[0].pieces[1] == marks[2].pieces[1] and marks[2].pieces[2] == 0
-    rows = {(0, i): (0, i, m.raw, m.weights, len(r), False, m.pieces) for i, (m, r) in enumerate(zip(marks, readings))}
+    rows = [Row(0, i, m.raw, m.weights, len(r), False, m.pieces) for i, (m, r) in enumerate(zip(marks, readings))]
+    rows = {(r.slot, r.number): r for r in rows}
     cfg = replace(GRPOConfig(), num_generations=3, credit="bar", advantage_scale="none")
-    table = tabulate(rows, cfg, 1, 0)
+    table = tabulate(rows, cfg, 1)
     worth = np.array([m.pieces for m in marks])
     np.testing.assert_allclose(table.piece_adv[0], worth - worth.mean(0), atol=1e-12)
     right = table.of_tokens(0, 0, marks[0].owner, len(readings[0]))
     assert (right[: starts[1]] == 0).all() and (right[second] > 0).all(), "all read the first bar, one lost the second"
     assert right[-1] == table.adv[0, 0], "after the last bar the reading as a whole counts"
     assert table.of_tokens(0, 2, marks[2].owner, 400)[len(early)] < 0, "who ends too early answers for the bar left out"
-    with pytest.raises(ValueError, match="tells what each bar earns"):
-        tabulate({k: (*r[:6], None) for k, r in rows.items()}, cfg, 1, 0)
+    with pytest.raises(ValueError, match="tells what each part earns"):
+        tabulate({k: replace(r, pieces=None if k[1] else r.pieces) for k, r in rows.items()}, cfg, 1)
 
 
 def test_a_missing_tracker_is_one_line(monkeypatch):
@@ -1149,11 +1148,11 @@ def test_scans_are_practised_on_without_a_truth(tmp_path, scans, model, capsys):
     assert said.count("vitomr: left out: ") == 2 and "letter.png" in said and "blank.png" in said
     samples = [json.loads(x) for x in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert {x["name"].split(",")[0] for x in samples} == {f"bach-invention-1-scan-{n}.png" for n in (1, 3)}
-    assert not any(x["truth"] for x in samples)
+    assert not any(x["reference"] for x in samples)
     for wrong in ("target=truth", "ce_weight=[0.1,0]"):
         assert main([*call, "--set", "target=consensus", "--set", wrong]) == 2
         err = capsys.readouterr().err
-        assert "scans and no truth" in err and err.count("\n") == 1
+        assert "scans and no reference" in err and err.count("\n") == 1
     assert main([*call, "--set", "target=consensus", "--data", str(scans)]) == 2
     err = capsys.readouterr().err
     assert "put scans into one folder" in err and err.count("\n") == 1
@@ -1220,7 +1219,7 @@ def test_practice_is_held_against_two_controls_on_two_kinds_of_music(tmp_path, s
     targets = [
         json.loads((tmp_path / "w" / f"{arm}-3" / "config.json").read_text())["grpo"] for arm in ("vitomr", "consensus")
     ]
-    assert [(t["reward"], t["target"]) for t in targets] == [("vitomr", "truth"), ("vitomr", "consensus")]
+    assert [(t["reward"], t["target"]) for t in targets] == [("vitomr", "reference"), ("vitomr", "consensus")]
     assert results["settings"] == [*small, "per_device_batch_size=4"]
     settings = json.loads((tmp_path / "w" / "vitomr-3" / "config.json").read_text())["grpo"]
     assert settings["per_device_batch_size"] == 4 and settings["max_actions"]["begin"] == 12

@@ -40,7 +40,8 @@ from vitomr.mae import (
     train,
     unexplained,
 )
-from vitomr.train.loop import LoopConfig, read_history
+from vitomr.train.loop import LoopConfig
+from vitomr.train.runs import read_history
 
 SMALL = replace(TRAINING["smoke"], loop=replace(TRAINING["smoke"].loop, steps=8, log_every=1))
 

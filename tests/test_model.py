@@ -29,7 +29,8 @@ from vitomr.decoder import (
 )
 from vitomr.nn.decoding import greedy
 from vitomr.notation.lmx import EOS_ID, PAD_ID
-from vitomr.train.loop import CheckpointError, LoopConfig, fit, load_checkpoint, read_history
+from vitomr.train.loop import LoopConfig, fit
+from vitomr.train.runs import CheckpointError, load_checkpoint, read_history
 
 
 def pictures(sizes, seed=0):

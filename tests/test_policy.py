@@ -7,15 +7,13 @@ import torch
 from vitomr.decoder import READERS, Reader
 from vitomr.notation.grammar import Grammar
 from vitomr.notation.lmx import EOS_ID, PAD_ID
+from vitomr.reading.policy import Picture, ReaderPolicy, padded
 from vitomr.train.policy import (
-    Picture,
     PolicyModel,
-    ReaderPolicy,
     Sampling,
-    TaughtPolicy,
+    SupervisedPolicy,
     TokenPolicy,
     checkpointed,
-    padded,
     rollout_of,
     score_of,
 )
@@ -51,10 +49,10 @@ class Switch:
 
 
 def test_protocols_tell_policies_apart(reader):
-    assert isinstance(ReaderPolicy(reader), PolicyModel | TokenPolicy | TaughtPolicy)
-    assert all(isinstance(ReaderPolicy(reader), p) for p in (PolicyModel, TokenPolicy, TaughtPolicy))
+    assert isinstance(ReaderPolicy(reader), PolicyModel | TokenPolicy | SupervisedPolicy)
+    assert all(isinstance(ReaderPolicy(reader), p) for p in (PolicyModel, TokenPolicy, SupervisedPolicy))
     assert isinstance(Switch(), PolicyModel)
-    assert not isinstance(Switch(), TokenPolicy) and not isinstance(Switch(), TaughtPolicy)
+    assert not isinstance(Switch(), TokenPolicy) and not isinstance(Switch(), SupervisedPolicy)
     assert not isinstance(reader, PolicyModel)
 
 

@@ -34,16 +34,8 @@ from vitomr.nn.decoding import greedy, without_control
 from vitomr.nn.kernels import Int8Linear, quantise
 from vitomr.notation.lmx import decode
 from vitomr.notation.metrics import token_distance
-from vitomr.train.loop import (
-    CheckpointError,
-    Ema,
-    LoopConfig,
-    Optimizers,
-    fit,
-    groups_of,
-    load_checkpoint,
-    read_history,
-)
+from vitomr.train.loop import Ema, LoopConfig, Optimizers, fit, groups_of
+from vitomr.train.runs import CheckpointError, load_checkpoint, read_history
 
 SMALL = replace(
     TRAINING["smoke"],
@@ -241,7 +233,7 @@ def test_a_run_folder_is_for_one_process_at_a_time(chapter, shards, tmp_path, ca
     run.mkdir()
     call = ["train", *chapter, "--preset", "smoke", "--steps", "1", "--data", str(shards.folder), "--out", str(run)]
     call += [] if chapter == ["mae"] else ["--init", str(tmp_path / "init")]
-    held = "import sys; from vitomr.train.loop import alone_in\nwith alone_in(sys.argv[1]): print(flush=True); input()"
+    held = "import sys; from vitomr.train.runs import alone_in\nwith alone_in(sys.argv[1]): print(flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", held, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == b"\n"

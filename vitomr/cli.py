@@ -87,11 +87,11 @@ def parser() -> argparse.ArgumentParser:
 
     r = commands.add_parser("train", help="train a model of a chapter; goes on where it stopped")
     r.add_argument("chapter", nargs="?", default="decoder", help="decoder (a reader, when left out), mae or grpo")
-    r.add_argument("--preset", default="tiny", help="smoke, tiny or base")
+    r.add_argument("--preset", default="tiny", help="smoke, tiny or base; for grpo also notes")
     r.add_argument(
         "--data", type=Path, required=True, action="append",
-        help="a folder of shards, or several: --data A --data B; for mae also folders of pictures; for grpo with"
-        " --set target=consensus also one folder of scans",
+        help="a folder of shards, or several: --data A --data B; for mae also folders of pictures; for grpo also one"
+        " dataset (a folder of png and lmx, JSON records), or with --set target=consensus one folder of scans",
     )  # fmt: skip
     r.add_argument("--out", type=Path, required=True, help="the run folder")
     r.add_argument("--steps", type=int, help="updates, instead of the preset's")
@@ -111,6 +111,10 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--dev", type=Path, help="decoder: a folder of shards to read now and then")
     r.add_argument("--patience", type=int, help="decoder: looks at --dev without a better one until the run ends")
     r.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of grpo, several times")
+    r.add_argument("--reward", action="append", metavar="NAME", help="grpo: vitomr, notes, acai-code, or your own as"
+                   " module:function; several times for several")  # fmt: skip
+    r.add_argument("--reward-weight", action="append", type=float, metavar="W", help="grpo: of each --reward, in order")
+    r.add_argument("--policy", metavar="MODULE:FACTORY", help="grpo: your own policy, made by a function; with --reward")
     r.add_argument("--tracker", help="grpo: trackio or wandb, besides history.jsonl")
     r.set_defaults(run=train)
 
@@ -419,20 +423,74 @@ def train_mae(args, on_log) -> None:
 def train_grpo(args, on_log) -> None:
     from contextlib import nullcontext
 
-    from vitomr.grpo import PRACTICE, Scans, holds_scans, tracker, with_settings
-    from vitomr.grpo import train as practise
+    from vitomr.train.runs import Tracker, tracker
+
+    run = _train_policy if args.policy else _train_reader
+    with tracker(args.tracker, "vitomr") if args.tracker else nullcontext(Tracker()) as log:
+        run(args, on_log=lambda line: (on_log(line), log(line)), on_samples=log.samples)
+
+
+def _train_policy(args, **callbacks) -> None:
+    "GRPO of a policy of one's own, on records or on the pictures of a dataset."
+    from vitomr.reading.pictures import DatasetPictures
+    from vitomr.train.loop import LoopConfig
+    from vitomr.train.practice import load_object, load_records, practise
+    from vitomr.train.runs import load_into
+    from vitomr.train.settings import PracticeConfig, with_settings
+
+    if not args.reward:
+        raise ValueError("--policy needs --reward module:function, or the name of a music reward")
+    import vitomr.reading.reward  # noqa: F401, registers the rewards for music
+
+    loop = LoopConfig(steps=300, lr=1e-3, warmup=5, ema=0.9, weight_decay=0.0, log_every=1)
+    cfg = with_settings(PracticeConfig(loop=loop), {**_loop_settings(args), **dict(_setting(s) for s in args.set)})
+    policy = load_object(args.policy)()
+    if args.init:
+        load_into(policy.get_parameters(), args.init)
+    (path,) = _one(args.data, "--data")
+    data = load_records(path) if path.suffix.lower() in (".json", ".jsonl") else DatasetPictures(path, space=8.0)
+    practise(policy, data, args.reward, reward_weights=args.reward_weight or None, cfg=cfg, run_dir=args.out, **callbacks)
+
+
+def _one(given: list, name: str) -> list:
+    if len(given) != 1:
+        raise ValueError(f"{name} was given {len(given)} times; with --policy give it once")
+    return given
+
+
+def _loop_settings(args) -> dict:
+    return {k: v for k, v in {"steps": args.steps, "lr": args.lr, "seed": args.seed}.items() if v is not None}
+
+
+def _train_reader(args, **callbacks) -> None:
+    "GRPO of a reader, on shards, on a dataset of one's own, or on scans without a reference."
+    from vitomr.grpo import PRACTICE, train, with_settings
+    from vitomr.reading.pictures import holds_scans
 
     cfg, data = with_settings(_training(PRACTICE, args), dict(_setting(s) for s in args.set)), args.data
-    if any(holds_scans(folder) for folder in data):
-        from vitomr.transcribe import Transcriber
+    rewards = {"reward_funcs": args.reward, "reward_weights": args.reward_weight or None} if args.reward else {}
+    is_dataset = any(p.is_file() or any(p.rglob("*.lmx")) for p in data)
+    if is_dataset or any(holds_scans(folder) for folder in data):
+        data = _other_music(args, cfg, is_dataset)
+    train(cfg, data, args.out, init=args.init, **rewards, **callbacks)
 
-        if len(data) > 1:
-            raise ValueError(f"--data was given {len(data)} times, with scans among them; put scans into one folder")
-        data = Scans(data[0], cfg, Transcriber.from_pretrained(args.init))
-        for fault in data.faults:
-            print(f"vitomr: left out: {fault}", file=sys.stderr)
-    with tracker(args.tracker, "vitomr") if args.tracker else nullcontext(lambda line: None) as log:
-        practise(cfg, data, args.out, init=args.init, on_log=lambda line: (on_log(line), log(line)))
+
+def _other_music(args, cfg, is_dataset: bool):
+    "A dataset with references, or scans."
+    from vitomr.decoder import load_reader
+    from vitomr.grpo import PACKAGED
+    from vitomr.reading.pictures import DatasetPictures, Scans
+
+    if len(args.data) > 1:
+        raise ValueError(f"--data was given {len(args.data)} times, with scans among them; put scans into one folder")
+    if is_dataset:
+        return DatasetPictures(args.data[0], space=load_reader(args.init or PACKAGED).cfg.staff_space)
+    from vitomr.transcribe import Transcriber
+
+    data = Scans(args.data[0], cfg, Transcriber.from_pretrained(args.init))
+    for fault in data.faults:
+        print(f"vitomr: left out: {fault}", file=sys.stderr)
+    return data
 
 
 CHAPTERS = {"decoder": train_decoder, "mae": train_mae, "grpo": train_grpo}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['READERS', 'TRAINING', 'ReaderConfig', 'DecoderBlock', 'Memory', 'Reader', 'symbol_loss', 'gaze_loss', 'sampling_at',
-           'own_embeddings', 'mixed_input', 'Losses', 'save_reader', 'WeightsError', 'load_reader', 'grow', 'tune',
-           'dev_error', 'TrainConfig', 'train', 'export_run']
+           'own_embeddings', 'mixed_input', 'Losses', 'save_reader', 'load_reader', 'grow', 'tune', 'dev_error',
+           'TrainConfig', 'train', 'export_run']
 
 # %% ../nbs/01_decoder.ipynb #a3f7678c
 import json
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors.torch import load_file, save_file
 from timm.layers import Mlp
 from torch import nn
+from torch.utils.data import Subset
 
 from .data.batches import PICTURE_MIX, Batch, Batches, BatchPlan, loader, pad_pictures, prepare
 from .data.synthesis import Shards
@@ -29,7 +29,8 @@ from .nn.kernels import Steps
 from .nn.vit import Encoder
 from .notation.lmx import PAD_ID, VOCABULARY, decode
 from .notation.metrics import token_distance
-from .train.loop import LoopConfig, fit, load_checkpoint, read_history
+from .train.loop import LoopConfig, accelerator_for, fit
+from .train.runs import WeightsError, load_checkpoint, load_weights, read_history, save_weights
 from .train.schedules import Schedule
 
 # %% ../nbs/01_decoder.ipynb #5b733b77
@@ -293,15 +294,8 @@ def save_reader(
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     "Write a reader's weights, shape and vocabulary."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.to(dtype).contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(asdict(model.cfg), indent=1) + "\n")
-    (folder / "vocabulary.txt").write_text("\n".join(VOCABULARY) + "\n")
-
-
-class WeightsError(ValueError):
-    "Weights that cannot be used; the message is one line."
+    save_weights(folder, model.state_dict(), asdict(model.cfg), dtype=dtype)
+    (Path(folder) / "vocabulary.txt").write_text("\n".join(VOCABULARY) + "\n")
 
 
 def load_reader(
@@ -320,8 +314,7 @@ def load_reader(
         )
     try:
         model = Reader(ReaderConfig.from_dict(json.loads((folder / "config.json").read_text())))
-        state = load_file(folder / "model.safetensors")
-        model.load_state_dict({k: v.float() for k, v in state.items()})
+        model.load_state_dict({k: v.float() for k, v in load_weights(folder).items()})
     except Exception as e:  # not JSON, a wrong shape, a truncated file
         raise WeightsError(f"the weights in {folder} cannot be loaded: {str(e).splitlines()[0][:160]}") from e
     return model.eval()
@@ -457,7 +450,8 @@ def train(
     "Train a reader; returns it with its averaged weights."
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = _begin(cfg, init, encoder)
-    k, lengths = cfg.loop.accumulate, cfg.plan.lengths
+    world = fit_options.pop("accelerator", None) or accelerator_for(device)
+    k, lengths = cfg.loop.accumulate * world.num_processes, cfg.plan.lengths  # batches of an update
     if init:  # it reads already: no short excerpts first
         lengths = ((0, lengths[-1][1]),)
     plan = replace(cfg.plan, seed=cfg.loop.seed, lengths=tuple((k * step, n) for step, n in lengths))
@@ -470,12 +464,13 @@ def train(
         fit_options = {"evaluate": look, "evaluate_every": cfg.evaluate_every} | fit_options
     ema = fit(
         model,
-        lambda start: loader(batches, start, workers=cfg.workers),
+        lambda start, stride=1: loader(Subset(batches, range(start, len(batches), stride)), workers=cfg.workers),
         cfg.losses,
         cfg.loop,
         run_dir,
         about=about,
         device=device,
+        accelerator=world,
         **fit_options,
     )
     model.load_state_dict(ema.shadow)

@@ -67,12 +67,13 @@ class Sampler:
     temperature: float = 1.0  # 0: the most likely token
     top_k: int = 0  # keep this many; 0: all
     top_p: float = 1.0  # keep the likeliest that hold this share; 1: all
+    min_p: float = 0.0  # keep those of at least this share of the largest probability; 0: all
 
     def __post_init__(self):
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1:
             raise ValueError(
-                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}; "
-                "expected at least 0, at least 0, and above 0 up to 1"
+                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}, min_p {self.min_p}; "
+                "expected at least 0, at least 0, above 0 up to 1, and 0 or more below 1"
             )
 
     def distribution(
@@ -90,6 +91,9 @@ class Sampler:
             likely, order = x.softmax(-1).sort(-1, descending=True)
             beyond = likely.cumsum(-1) - likely >= self.top_p  # the likeliest is never beyond
             x = x.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+        if self.min_p > 0:
+            p = x.softmax(-1)
+            x = x.masked_fill(p < self.min_p * p.amax(-1, keepdim=True), -torch.inf)
         return x.log_softmax(-1)
 
     def draw(
