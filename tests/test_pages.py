@@ -22,6 +22,7 @@ from vitomr.page.assemble import Line, assemble, match_parts
 from vitomr.page.documents import Pages, files_in, page_numbers
 from vitomr.page.staves import NoStaffError, PictureError, estimate_staff_space, open_picture
 from vitomr.page.systems import crop, find_systems, match_outlines, with_boxes
+from vitomr.sandbox import in_process
 from vitomr.transcribe import Transcriber
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -275,7 +276,7 @@ def test_files_that_cannot_be_opened_are_one_line(tmp_path, name, data, says):
 def test_a_picture_too_large_inside_a_pdf_is_refused(tmp_path, monkeypatch):
     path = pdf(tmp_path / "a.pdf", [np.full((300, 200), 255, np.uint8)])
     monkeypatch.setattr("vitomr.page.documents.MAX_PIXELS", 1000)
-    with Pages(path) as pages, pytest.raises(PictureError, match="too large"):
+    with in_process(), Pages(path) as pages, pytest.raises(PictureError, match="too large"):
         pages[0]
 
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'TERMS', 'PRESETS', 'BLIND_SPOTS', 'ATTACKS', 'note_spans', 'measures', 'corrupt', 'ted', 'tedn_score',
            'wf', 'f1', 'rep', 'length', 'note', 'bars', 'mcr', 'Preset', 'Breakdown', 'reward_group', 'reward',
-           'reward_of_bars', 'bar_of_tokens', 'consensus', 'tokens_of_parts', 'reward_of_score', 'is_attack', 'honest',
-           'Judgement', 'read_judgements', 'agreement', 'crowd_agreement', 'agreement_interval', 'read_scores',
-           'tokens_of', 'read_costs']
+           'reward_of_bars', 'bar_of_tokens', 'consensus', 'tokens_of_parts', 'tokens_of_musicxml', 'reward_of_score',
+           'is_attack', 'honest', 'Judgement', 'read_judgements', 'agreement', 'crowd_agreement', 'agreement_interval',
+           'read_scores', 'tokens_of', 'read_costs']
 
 # %% ../nbs/02_rewards.ipynb #7d2baf7e
 import copy
@@ -25,8 +25,9 @@ from lmx.linearization import vocabulary as V
 
 from .notation.lmx import EOS, VOCABULARY, analyse, linearise
 from .notation.metrics import bars_that_add_up, mcr_counts, note_f1, pair_parts, token_distance, token_f1
-from .notation.score import ScoreError, parts, root_of
+from .notation.score import ScoreError, parts, root_of, unzip_mxl
 from .notation.tedn import Tedn, tedn, tedn_group
+from .sandbox import sandboxed
 
 # %% ../nbs/02_rewards.ipynb #0731ea24
 _ROOTS, _SUFFIXES = frozenset(V.NOTE_ROOT_TOKENS), frozenset(V.NOTE_SUFFIX_TOKENS)
@@ -419,6 +420,22 @@ def tokens_of_parts(
         if rest.find("type") is None:  # how MuseScore 2 wrote a rest of a whole bar
             rest.find("rest").set("measure", "yes")
     return [linearise(part.element, strict=False).tokens for part in parts(score)]
+
+
+@sandboxed("reading this score", ScoreError)
+def tokens_of_musicxml(
+    data: bytes,  # MusicXML, plain or compressed
+    name: str,  # what to call it in an error
+    most: int,  # bytes, unpacked
+) -> list[list[str]]:
+    "`tokens_of_parts` of a file that somebody gave, in a worker. Raises `ScoreError` in one line that names the file."
+    data = unzip_mxl(data, name) if data[:2] == b"PK" else data
+    if len(data) > most:
+        raise ScoreError(f"{name} is larger than {most / 1e6:.0f} MB; give a page of music")
+    try:
+        return tokens_of_parts(root_of(data, name))
+    except ScoreError as e:
+        raise ScoreError(str(e) if name in str(e) else f"{name}: {e}") from e
 
 
 def reward_of_score(

@@ -27,7 +27,7 @@ from .data.batches import PATCH, pad_pictures
 from .decoder import Reader, WeightsError, load_reader
 from .nn.decoding import SHIFTS, Averaged, Sampler, Writer, beam_steps, finish, likeliest, score, stream
 from .nn.kernels import quantise
-from .notation.engrave import midi_bytes, render_svg, toolkit
+from .notation.engrave import from_verovio, midi_bytes
 from .notation.grammar import Grammar
 from vitomr.notation.lmx import (
     EOS_ID,
@@ -41,7 +41,7 @@ from vitomr.notation.lmx import (
     to_musicxml,
 )
 from .notation.pdf import pdf_bytes
-from .notation.score import MUSICXML_SUFFIXES, ScoreError, musicxml_bytes, mxl_bytes, root_of, unzip_mxl
+from .notation.score import MUSICXML_SUFFIXES, ScoreError, musicxml_bytes, mxl_bytes
 from .page.assemble import Assembled, Line, assemble, match_parts, notes_of_line
 from .page.documents import Pages, page_numbers
 from .page.staves import Normalised, NoStaffError, PictureError, map_points, normalise, open_picture
@@ -59,7 +59,8 @@ from vitomr.page.words import (
     sort_words,
     without_staves,
 )
-from .rewards import tokens_of_parts
+from .rewards import tokens_of_musicxml
+from .sandbox import one_line, short_name
 
 # %% ../nbs/05_transcribe.ipynb #4fbc0ff1
 SHEET = {"breaks": "line", "adjustPageWidth": False, "pageWidth": 2100, "pageHeight": 60_000}  # many lines, one sheet
@@ -67,10 +68,10 @@ SHEET = {"breaks": "line", "adjustPageWidth": False, "pageWidth": 2100, "pageHei
 
 def _one_sheet(score: ET.Element, lines: bool) -> str:
     "A score as one SVG. Raises `ScoreError` for one that is too long."
-    svg = render_svg(score, options=SHEET if lines else None)
-    if toolkit().getPageCount() > 1:
+    made = from_verovio(score, options=SHEET if lines else None)
+    if made["n_pages"] > 1:
         raise ScoreError("this score is too long for one SVG; choose .pdf")
-    return svg
+    return made["svg"]
 
 
 MAKERS: dict[str, Callable] = {  # suffix → bytes, from a reading and whether to keep its lines
@@ -567,7 +568,12 @@ def _open_page(transcriber: "Transcriber", pages: Pages, n: int, boxes) -> PageR
     except (NoStaffError, PictureError) as e:
         if len(pages) == 1:
             raise
-        return PageReading(n + 1, np.full((16, 16), 255, np.uint8), fault=f"page {n + 1}: {e}")
+        why = str(e)
+    except Exception as e:  # a page that nobody foresaw: the others are read
+        if len(pages) == 1 or boxes is not None:
+            raise
+        why = f"it cannot be read ({type(e).__name__}: {e})"
+    return PageReading(n + 1, np.full((16, 16), 255, np.uint8), fault=one_line(f"page {n + 1}: {why}"))
 
 
 def _read(
@@ -697,28 +703,27 @@ def read_truth_of_parts(
 ) -> list[list[str]]:  # LMX of each part, from the top
     "The tokens that the parts of a reading should have. Raises `ScoreError` in one line that names the file."
     path = Path(path)
-    if path.suffix.lower() not in TRUTH_SUFFIXES:
-        raise ScoreError(f"{path.name} is no truth that can be read; give one of {', '.join(TRUTH_SUFFIXES)}")
+    name, suffix = short_name(path.name), path.suffix.lower()
+    if suffix not in TRUTH_SUFFIXES:
+        raise ScoreError(f"{name} is no reference score that can be read; give one of {', '.join(TRUTH_SUFFIXES)}")
     if not path.is_file():
-        raise ScoreError(f"no such file: {path.name}")
+        raise ScoreError(f"no such file: {name}")
     with path.open("rb") as f:
         data = f.read(MAX_TRUTH_BYTES + 1)
-    if data[:2] == b"PK" and len(data) <= MAX_TRUTH_BYTES:
-        data = unzip_mxl(data, path.name)
     if len(data) > MAX_TRUTH_BYTES:
-        raise ScoreError(f"{path.name} is larger than {MAX_TRUTH_BYTES / 1e6:.0f} MB; give a page of music")
+        raise ScoreError(f"{name} is larger than {MAX_TRUTH_BYTES / 1e6:.0f} MB; give a page of music")
     try:
-        is_lmx = path.suffix.lower() == ".lmx"
-        found = _parts_in(data.decode()) if is_lmx else tokens_of_parts(root_of(data, path.name))
+        found = _parts_in(data.decode()) if suffix == ".lmx" else tokens_of_musicxml(data, name, MAX_TRUTH_BYTES)
     except UnicodeDecodeError as e:
-        raise ScoreError(f"{path.name} is not text; an .lmx file holds tokens between white space") from e
+        raise ScoreError(f"{name} is not text; an .lmx file holds tokens between white space") from e
+    except ScoreError:
+        raise
     except ValueError as e:
-        message = str(e) if path.name in str(e) else f"{path.name}: {e}"
-        raise ScoreError(message[:300]) from e
+        raise ScoreError(one_line(f"{name}: {e}")) from e
     n = sum(map(len, found))
     if not 0 < n <= MAX_SCORE_TOKENS:
         raise ScoreError(
-            f"{path.name} holds {n} tokens in {len(found)} parts; give a page of music, 1 to {MAX_SCORE_TOKENS}"
+            f"{name} holds {n} tokens in {len(found)} parts; give a page of music, 1 to {MAX_SCORE_TOKENS}"
         )
     return found
 

@@ -27,7 +27,7 @@ import numpy as np
 from .data.batches import PATCH
 from .figures import TERM_COLOURS, stacked
 from .insight import Look, bar_spans, look, score_of, symbols
-from .notation.engrave import render_svg, toolkit
+from .notation.engrave import from_verovio, render_svg
 from .notation.lmx import analyse, encode, linearise
 from vitomr.notation.metrics import (
     NOTE_KINDS,
@@ -207,15 +207,14 @@ def sounds(
     score: ET.Element,
 ) -> dict[str, list]:  # notes: [id, start ms, length ms, MIDI pitch]; bars: start of each, ms
     "When every note of a score sounds. Raises `ScoreError`."
-    svg = render_svg(score)
-    engraver = toolkit()
-    times = engraver.renderToTimemap({"includeMeasures": True})
+    made = from_verovio(score, "times")
+    svg, times = made["svg"], made["times"]
     of_bar = {e["measureOn"]: round(e["tstamp"]) for e in times if "measureOn" in e}
     in_order = re.findall(r'<g id="([^"]+)" class="measure"', svg)
     held = {n.get("id") for n in score.iter("note") if n.find("notations/tied[@type='stop']") is not None}
     notes, ends = [], {}  # end and pitch → the note
     for name in dict.fromkeys(name for e in times for name in e.get("on", ())):
-        midi = engraver.getMIDIValuesForElement(name)
+        midi = made["sounds"][name]
         start, length, pitch = (round(midi.get(k, 0)) for k in ("time", "duration", "pitch"))
         before = ends.get((start, pitch)) if name in held else None
         if before is not None:

@@ -40,6 +40,7 @@ from vitomr.data.vary import (
 from ..notation.engrave import FONTS, TEXT_FONTS, engrave
 from ..notation.lmx import TOKEN_ID, encode, linearise
 from ..notation.score import Part, ScoreError, as_score, cut_excerpt, header_states, join_bars, parts
+from ..sandbox import in_process
 
 # %% ../../nbs/data/synthesis.ipynb #afae5fc1
 @dataclass
@@ -462,6 +463,7 @@ def _balanced(mix: Mix, samples: list[Sample]) -> Mix:
     return replace(mix, piano=min(1.0, max(0.0, short / mix.per_song)))
 
 
+@in_process()  # one process for a shard: your own scores, thousands of them
 def make_shard(job: BuildJob, k: int, size: int, out: Path) -> int:
     "Build shard k and return how many samples it holds."
     songs = open_corpus(job.source, split=job.split)

@@ -15,7 +15,9 @@ from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
 from .draw import Layer, Unknown, collect, paint
-from .engrave import rasterise_any, render_svg, toolkit
+from .engrave import from_verovio, rasterise_any
+from .score import ScoreError
+from ..sandbox import sandboxed
 
 # %% ../../nbs/notation/pdf.ipynb #57b26faf
 PAPER = {"pageWidth": 2288, "pageHeight": 3238, "adjustPageWidth": False, "adjustPageHeight": False}
@@ -29,8 +31,8 @@ def page_svgs(
     lines: bool = False,  # break lines where the score says; else where they are full
 ) -> list[str]:
     "A score engraved on pages of A4, an SVG each, its px points. Raises `ScoreError`."
-    first = render_svg(score, staff_space=PAPER_SPACE, options={**PAPER, "breaks": "line" if lines else "auto"})
-    return [first, *(toolkit().renderToSVG(n) for n in range(2, toolkit().getPageCount() + 1))]
+    options = {**PAPER, "breaks": "line" if lines else "auto"}
+    return from_verovio(score, "pages", staff_space=PAPER_SPACE, options=options)["pages"]
 
 # %% ../../nbs/notation/pdf.ipynb #b9eb69ea
 class _Ink(Artist):
@@ -59,14 +61,19 @@ def _page(svg: str) -> Figure:
     return fig
 
 
+@sandboxed("drawing this score", ScoreError, scale=lambda svgs: 1 + len(svgs) / 20)
+def _on_paper(svgs: list[str]) -> bytes:
+    file = io.BytesIO()
+    with PdfPages(file, metadata={"Creator": "vitomr", "CreationDate": None}) as pages:
+        for svg in svgs:
+            pages.savefig(_page(svg))
+    return file.getvalue()
+
+
 def pdf_bytes(
     score: ET.Element,  # <score-partwise>
     *,
     lines: bool = False,  # see `page_svgs`
 ) -> bytes:
     "A score as a PDF of A4 pages. Raises `ScoreError` when Verovio cannot read it."
-    file = io.BytesIO()
-    with PdfPages(file, metadata={"Creator": "vitomr", "CreationDate": None}) as pages:
-        for svg in page_svgs(score, lines=lines):
-            pages.savefig(_page(svg))
-    return file.getvalue()
+    return _on_paper(page_svgs(score, lines=lines))

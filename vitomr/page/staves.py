@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..sandbox import one_line, sandboxed, short_name
+
 # %% ../../nbs/page/staves.ipynb #46f35541
 class NoStaffError(ValueError):
     "No staff lines were found in the picture."
@@ -94,40 +96,55 @@ class PictureError(ValueError):
     "A picture that cannot be read; the message is one line for a person."
 
 # %% ../../nbs/page/staves.ipynb #de33e23d
-def open_picture(
-    path: str | Path,
-    frame: int = 0,  # of a file that holds several pictures
-) -> np.ndarray:  # uint8 (H, W) gray
-    "Read an image file, turned as its EXIF says. Raises `PictureError` in one line."
-    path = Path(path)
-    if not path.is_file():
-        raise PictureError(f"no such picture: {path}")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise PictureError(
-            f"{path.name} has {path.stat().st_size / 1e6:.0f} MB; at most {MAX_FILE_BYTES / 1e6:.0f} MB are read"
-        )
+def _upright(img: Image.Image) -> Image.Image:
+    "The picture turned as its EXIF says, and as it lies where its EXIF is damaged."
+    try:
+        return ImageOps.exif_transpose(img)
+    except Exception:  # Pillow raises a wide family here
+        return img
+
+
+@sandboxed("opening this picture", PictureError)
+def _decoded(path: str, frame: int) -> np.ndarray:  # uint8 (H, W)
+    name = short_name(Path(path).name)
     try:
         with Image.open(path, formats=FORMATS) as img:
             img.seek(frame)
             w, h = img.size
             if w * h > MAX_PIXELS:
                 raise PictureError(
-                    f"{path.name} has {w * h / 1e6:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are read: shrink it"
+                    f"{name} has {w * h / 1e6:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are read: shrink it"
                 )
-            pixels = ImageOps.exif_transpose(img)
+            pixels = _upright(img)
             pixels.load()
-    except PictureError:
+    except (PictureError, MemoryError):
         raise
     except Image.DecompressionBombError as e:
-        raise PictureError(f"{path.name} has more than {MAX_PIXELS / 1e6:.0f} megapixels; shrink it first") from e
+        raise PictureError(f"{name} has more than {MAX_PIXELS / 1e6:.0f} megapixels; shrink it first") from e
     except Image.UnidentifiedImageError as e:
-        raise PictureError(f"{path.name} is not a picture that can be read; give one of {', '.join(FORMATS)}") from e
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as e:
-        raise PictureError(f"{path.name} cannot be decoded ({str(e)[:120]}); save it again as PNG") from e
+        raise PictureError(f"{name} is not a picture that can be read; give one of {', '.join(FORMATS)}") from e
+    except Exception as e:  # a damaged file: TypeError, KeyError, struct.error and more, according to the place
+        raise PictureError(f"{name} cannot be decoded ({one_line(e, 60)}); save it again as PNG") from e
     try:
         return to_gray(pixels)
     except ValueError as e:
-        raise PictureError(f"{path.name}: {e}") from e
+        raise PictureError(f"{name}: {e}") from e
+
+
+def open_picture(
+    path: str | Path,
+    frame: int = 0,  # of a file that holds several pictures
+) -> np.ndarray:  # uint8 (H, W) gray
+    "Read an image file in a worker, turned as its EXIF says. Raises `PictureError` in one line."
+    path = Path(path)
+    if not path.is_file():
+        raise PictureError(f"no such picture: {short_name(str(path), 150)}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise PictureError(
+            f"{short_name(path.name)} has {path.stat().st_size / 1e6:.0f} MB;"
+            f" at most {MAX_FILE_BYTES / 1e6:.0f} MB are read"
+        )
+    return _decoded(str(path), frame)
 
 # %% ../../nbs/page/staves.ipynb #e1e19ab2
 def flatten_ground(
