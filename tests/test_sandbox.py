@@ -100,6 +100,7 @@ def test_in_process_is_this_process():
 LONG = "<forward><duration>999999999</duration></forward>"
 REPEAT = "<barline><repeat direction='backward' times='999999999'/></barline>"
 TUPLET = "<time-modification><actual-notes>0</actual-notes><normal-notes>2</normal-notes></time-modification>"
+WORDS = f"<direction><direction-type><words>{'x' * 20000}</words></direction-type></direction>"
 HOSTILE = {
     "beat type 0": (score(beat_type="0"), "beat-type"),
     "beat type 3": (score(beat_type="3"), "power of two"),
@@ -116,7 +117,7 @@ HOSTILE = {
     "nested": (score("<note>" * 990 + "</note>" * 990), "deep"),
     "many dots": (score(NOTE.format(4, "whole", "<dot/>" * 999)), "dots"),
     "many notes": (score(NOTE.format(1, "quarter", "") * 3000), "notes in a bar"),
-    "a long text": (score(f"<direction><direction-type><words>{'x' * 20000}</words></direction-type></direction>"), "text"),
+    "a long text": (score(WORDS), "text"),
 }
 
 
@@ -182,7 +183,8 @@ def test_a_pdf_that_draws_itself_without_end_is_one_line(tmp_path, monkeypatch):
     "Each form draws the next one ten times: 10^12 drawings from a few hundred bytes."
     monkeypatch.setenv("VITOMR_SECONDS", "2")
     path = tmp_path / "bomb.pdf"
-    path.write_bytes(pdf(b"/F Do " * 10, *(form(b"/F Do " * 10 + b"0 0 m 9 9 l S", 6 + i) for i in range(12)), form(b"", 5)))
+    forms = (form(b"/F Do " * 10 + b"0 0 m 9 9 l S", 6 + i) for i in range(12))
+    path.write_bytes(pdf(b"/F Do " * 10, *forms, form(b"", 5)))
     assert n_pages(path) == 1
     start = time.monotonic()
     with pytest.raises(PictureError) as e, Pages(path) as pages:
