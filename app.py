@@ -1,7 +1,6 @@
 """The page: a picture, photo or PDF of printed music in, a score out, and how it was read. It wires components."""
 
 import importlib.util
-import json
 import logging
 import os
 import time
@@ -20,15 +19,31 @@ try:
 except ImportError:
     spaces = None
 import gradio as gr  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
 
 from vitomr import views  # noqa: E402
 from vitomr.figures import TERM_COLOURS  # noqa: E402
 from vitomr.mae import MAE, load_mae, reconstruct  # noqa: E402
 from vitomr.notation.grammar import Grammar  # noqa: E402
-from vitomr.notation.score import musicxml_bytes  # noqa: E402
-from vitomr.page.documents import Pages, page_numbers  # noqa: E402
+from vitomr.notation.score import ScoreError, musicxml_bytes  # noqa: E402
+from vitomr.page.documents import n_pages, page_numbers  # noqa: E402
 from vitomr.page.staves import normalise  # noqa: E402
 from vitomr.rewards import PRESETS, TERMS, reward_of_score  # noqa: E402
+from vitomr.sandbox import one_line  # noqa: E402
+from vitomr.sandbox import warm as warm_worker  # noqa: E402
+from vitomr.serving import (  # noqa: E402
+    MAX_SAMPLES,
+    Listeners,
+    ServedHosts,
+    UploadsOnly,
+    Watch,
+    boxes_from,
+    check_cost,
+    decoding_from,
+    number_from,
+    served_hosts,
+    uploaded,
+)
 from vitomr.transcribe import (  # noqa: E402
     GRAMMARS,
     PACKAGED,
@@ -58,6 +73,7 @@ EXAMPLES = {
     "pages/bach-invention-1": "Bach, the whole page",
 }
 PENALTIES = {term for preset in PRESETS.values() for term, weight in preset.weights.items() if weight < 0}
+listeners = Listeners(lambda event: getattr(demo._queue.event_ids_to_events.get(event), "session_hash", None))
 WAYS = {"Greedy": "greedy", "Beam": "beam", "Sampling": "sampling"}
 
 
@@ -101,17 +117,15 @@ def decoding(
     shifts: float,
 ) -> Decoding:
     "How to read, from the fields. Raises ValueError."
-    draws = {"temperature": temperature, "top_k": int(top_k), "top_p": top_p} if way == "sampling" else {}
-    width = int(beam) if way == "beam" else 1
+    draws = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if way == "sampling" else {}
     look = USUAL.second_look if again else 0
-    how = {"beam": width, "grammar": grammar, "seed": int(seed or 0), "second_look": look, "shifts": int(shifts)}
-    return Decoding(max_tokens=MAX_TOKENS, **how, **draws)
+    how = {"grammar": grammar, "seed": seed or 0, "second_look": look, "shifts": shifts}
+    return decoding_from(MAX_TOKENS, beam=beam if way == "beam" else 1, **how, **draws)
 
 
 def wanted_pages(path: str, pages: str | None) -> list[int]:
     "The pages to read, from 0. Raises ValueError for too many."
-    with Pages(path) as opened:
-        numbers = page_numbers((pages or "").strip() or None, len(opened))
+    numbers = page_numbers(str(pages or "").strip() or None, n_pages(path))
     if len(numbers) > MAX_PAGES:
         raise ValueError(f"{len(numbers)} pages asked for; choose up to {MAX_PAGES} at a time, as in 1-{MAX_PAGES}")
     return numbers
@@ -130,7 +144,8 @@ def present(sheets: list[Sheet], at: int = 0, text: str | None = None) -> Iterat
         return
     score = views.sheet_html(views.sheet_svg(sheet), sounds=views.sounds(sheet.score))
     with TemporaryDirectory() as folder:
-        files = [sheet.save(Path(folder, Path(sheet.document.name).stem + suffix)) for suffix in DOWNLOADS.values()]
+        stem = Path(sheet.document.name).stem[:50]
+        files = [sheet.save(Path(folder, stem + suffix)) for suffix in DOWNLOADS.values()]
         status = status_html("done", text or views.summary(sheet))
         taken = {"sheets": sheets, "at": at}
         yield outputs_of(status, views.pages_html(sheet), score, views.lines_html(sheet), files, taken)
@@ -144,7 +159,10 @@ def growing(news: Progress, sofar: str) -> list:
         return outputs_of(status_html("busy", f"{sofar}."), found)
     several = len(document.lines) > 1
     bars = max(line.tokens.count("measure") for line in document.lines)
-    svg = views.engraving(document.assembled.score if several else document.lines[0].score, lines=several)
+    try:
+        svg = views.engraving(document.assembled.score if several else document.lines[0].score, lines=several)
+    except ScoreError:  # the beginning of a score that cannot be engraved; the whole of it may be
+        return outputs_of(status_html("busy", f"{sofar}."), gr.skip(), gr.skip(), gr.skip())
     tokens = "" if several else views.tokens_html(document.lines[0].tokens, document.lines[0].logp)
     line = f"{sofar}: {views.count(bars, 'bar')} {'of each line ' if several else ''}so far."
     return outputs_of(status_html("busy", line), gr.skip(), views.sheet_html(svg), tokens)
@@ -167,19 +185,23 @@ def transcribe(
     boxes: str | None,
 ) -> Iterator[list]:
     "Read a picture, photo or PDF of printed music. The last answer holds the files."
-    path = (picture or {}).get("path")
-    if not path:
+    if not picture:
         yield outputs_of(IDLE)
         return
     yield outputs_of(status_html("busy", "Reading."))
+    watch = Watch(listeners)
     try:
+        watch.check()
+        path = uploaded(picture)
         how = decoding(way, beam, temperature, top_k, top_p, grammar, seed, second_look, shifts)
         numbers = wanted_pages(path, pages)
-        given = {int(k): v for k, v in json.loads(boxes).items()} if boxes and boxes.strip() else None
-        n, due, sheets = int(samples) if way == "sampling" else 1, 0.0, []
+        given, due, sheets = boxes_from(boxes), 0.0, []
+        n = number_from(samples, "samples", 1, MAX_SAMPLES) if way == "sampling" else 1
+        check_cost(how, len(numbers), n)
         for i in range(n):
             sofar = f"Reading {i + 1} of {n}" if n > 1 else "Reading"
             for news in reader().read(path, pages=numbers, boxes=given, how=how, seed=how.seed + i):
+                watch.check()
                 if news.kind != "done" and (time.monotonic() >= due or news.kind == "page"):
                     yield growing(news, sofar)
                     due = time.monotonic() + UPDATE_SECONDS * max(1, len(news.document.lines))
@@ -187,7 +209,7 @@ def transcribe(
         yield from present(sorted(sheets, key=lambda s: -s.likelihood))
         return
     except (ValueError, OSError) as e:  # PictureError, NoStaffError, ScoreError: one line for a person
-        message = str(e)
+        message = one_line(e)
     except Exception as e:
         logging.exception("a picture could not be read")
         message = f"this picture could not be read ({type(e).__name__})"
@@ -230,11 +252,25 @@ def read_music(
     try:
         if form not in ("musicxml", "lmx"):
             raise ValueError(f"unknown form {form!r}; choose musicxml or lmx")
-        how = Decoding(beam, temperature, top_k, top_p, grammar, seed, MAX_TOKENS, second_look, shifts)
-        numbers = wanted_pages(picture["path"], pages)
-        return reader().transcribe(picture["path"], pages=numbers, how=how).to_bytes(f".{form}").decode()
+        path, watch = uploaded(picture), Watch(listeners)
+        watch.check()
+        if path is None:
+            raise ValueError("no picture; give one")
+        how = decoding_from(
+            MAX_TOKENS, beam=beam, temperature=temperature, top_k=top_k, top_p=top_p, grammar=grammar, seed=seed,
+            second_look=second_look, shifts=shifts,
+        )  # fmt: skip
+        numbers = wanted_pages(path, pages)
+        check_cost(how, len(numbers))
+        for news in reader().read(path, pages=numbers, how=how):  # noqa: B007, the last one holds all
+            watch.check()
+        return news.document.to_bytes(f".{form}").decode()
     except (ValueError, OSError) as e:
-        raise gr.Error(str(e), print_exception=False) from None
+        message = one_line(e)
+    except Exception as e:
+        logging.exception("a picture could not be read")
+        message = f"this picture could not be read ({type(e).__name__})"
+    raise gr.Error(message, print_exception=False)
 
 
 def reveal(taken: dict | None) -> list:
@@ -259,7 +295,7 @@ def reveal(taken: dict | None) -> list:
 
 def looked(taken: dict | None, line: int | None) -> str:
     "The look at one line."
-    if not taken:
+    if not taken or (line or 0) not in range(len(taken["sheets"][taken["at"]].lines)):
         return ""
     seen = taken["sheets"][taken["at"]].lines[line or 0]
     tokens = views.tokens_html(seen.look.tokens, seen.look.logp[:-1].tolist())
@@ -268,7 +304,7 @@ def looked(taken: dict | None, line: int | None) -> str:
 
 def select(taken: dict | None, at: int | None) -> Iterator:
     "Another of the readings."
-    if not taken or at is None:
+    if not taken or at not in range(len(taken["sheets"])):
         yield [gr.skip()] * (len(DOWNLOADS) + 5)
         return
     yield from present(taken["sheets"], at)
@@ -286,7 +322,7 @@ def edit(change, taken: dict | None, text: str | None) -> Iterator[list]:
             yield [hint_html("done", "Engraved anew; the downloads hold this version."), *shown]
         return
     except ValueError as e:
-        message = str(e)
+        message = one_line(e)
     except Exception as e:
         logging.exception("an edited score could not be engraved")
         message = f"this text could not be engraved ({type(e).__name__})"
@@ -312,7 +348,11 @@ def imagine(taken: dict | None, ratio: float, seed: float) -> str:
     space = reader().model.cfg.staff_space
     wanted = getattr(model.cfg, "staff_space", space)
     img = img if wanted == space else normalise(img, space=wanted, space_in=space, tilt=0.0).img
-    panels = reconstruct(model, img, ratio, int(seed or 0))
+    try:
+        ratio, seed = number_from(ratio, "share", 0, 1, is_whole=False), number_from(seed or 0, "seed", 0, 2**53)
+    except ValueError as e:
+        return hint_html("error", f"{one_line(e)}.")
+    panels = reconstruct(model, img, ratio, seed)
     titles = {"What it sees": panels.masked, "What it imagines": panels.reconstruction, "Both": panels.completed}
     return views.panels_html(titles)
 
@@ -345,19 +385,19 @@ def rescore(measured: dict | None, preset: str, *weights: float) -> list:
 
 def measure(taken: dict | None, truth: dict | None, preset: str, *weights: float) -> Iterator[tuple]:
     "Measure readings against the truth under every preset, so that a change of preset or weights is at once."
-    path = (truth or {}).get("path")
-    if not taken or not path:
+    if not taken or not truth:
         yield None, NO_TRUTH, "", "", "", ""
         return
     yield None, hint_html("busy", "Measuring."), "", "", "", ""
     try:
+        path = uploaded(truth)
         true, group = read_truth_of_parts(path), [s.parts for s in taken["sheets"]]
         of = {name: [reward_of_score(parts, true, name, terms=TERMS) for parts in group] for name in PRESETS}
         measured = {"of": of, "at": taken["at"]}
         yield measured, *rescore(measured, preset, *weights), *views.compared_html(group[taken["at"]], true)
         return
     except ValueError as e:  # ScoreError: one line for a person
-        message = str(e)
+        message = one_line(e)
     except Exception as e:
         logging.exception("a reading could not be compared")
         message = f"this truth could not be compared ({type(e).__name__})"
@@ -383,6 +423,7 @@ def choose(measured: dict | None, preset: str) -> list:
 
 def warm() -> None:
     "Let the tree distance and the grammar be compiled before somebody waits for them."
+    warm_worker("vitomr.notation.pdf", "vitomr.page.documents", "vitomr.rewards")
     reward_of_score([["measure", "C4", "quarter"]], [["measure", "D4", "quarter"]], terms=TERMS)
     Grammar(time=True).legal(["measure", "C4", "quarter"])
 
@@ -617,5 +658,7 @@ if __name__ == "__main__":
     if MCP and importlib.util.find_spec("mcp") is None:
         raise SystemExit("app.py: VITOMR_MCP asks for an MCP server; install what it needs: pip install 'vitomr[mcp]'")
     Thread(target=warm, daemon=True).start()
-    options = {"ssr_mode": False, "run_history": False, "share": False, "max_file_size": "60mb", "mcp_server": MCP}
+    inner = [Middleware(ServedHosts, names=served_hosts()), Middleware(UploadsOnly), Middleware(listeners.middleware)]
+    options = {"app_kwargs": {"middleware": inner}}
+    options |= {"ssr_mode": False, "run_history": False, "share": False, "max_file_size": "60mb", "mcp_server": MCP}
     demo.launch(theme=THEME, css=CSS, head=SCRIPT, footer_links=["api", "settings"], **options)

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+import httpx
 import music21
 import pypdfium2
 import pytest
@@ -547,6 +548,58 @@ def test_client_gets_the_error_line(client, blank):
         assert "\n" not in str(e.value)
     with pytest.raises(AppError, match="beam 0"):
         client.predict(picture=handle_file(blank), beam=0, api_name="/read_music")
+
+
+def ask(http: httpx.Client, call: dict, file: object, components: dict) -> tuple[int, str]:
+    "The answer of one endpoint, whoever it is for, to a message that names a file."
+    values = [components[i]["props"].get("value") for i in call["inputs"]]
+    kinds = [components[i]["type"] for i in call["inputs"]]
+    data = [file if k in ("image", "uploadbutton", "file") else v for k, v in zip(kinds, values, strict=True)]
+    data = [file, *data[1:]] if call["api_name"] == "read_music" else data
+    answer = http.post("/gradio_api/queue/join", json={"data": data, "fn_index": call["id"], "session_hash": "s"})
+    return answer.status_code, answer.text
+
+
+def test_files_of_the_server_stay_there(url, tmp_path):
+    "Every endpoint that takes a file, private ones too: the same line whether there is such a file or not."
+    shutil.copy(SCAN, tmp_path / "secret.png")
+    with httpx.Client(base_url=url, timeout=60) as http:
+        config = http.get("/config").json()
+        components = {c["id"]: c for c in config["components"]}
+        files = {i for i, c in components.items() if c["type"] in ("image", "uploadbutton", "file")}
+        calls = [c for c in config["dependencies"] if files & set(c["inputs"]) or c["api_name"] == "read_music"]
+        assert {"transcribe", "read_music", "measure"} <= {c["api_name"] for c in calls} and len(calls) > 6
+        for call in calls:
+            said = {
+                ask(http, call, {"path": str(path), **meta}, components)
+                for path in (tmp_path / "secret.png", tmp_path / "none.png", SCAN, "/etc/passwd")
+                for meta in ({}, {"meta": {"_type": "gradio.FileData"}})
+            }
+            assert len(said) == 1, call["api_name"]
+            ((status, text),) = said
+            assert status == 400 and "not uploaded" in text and str(tmp_path) not in text
+        said = []
+        for path in ("secret.png", "none.png"):  # as text, which is no file for gradio
+            values = [components[i]["props"].get("value") for i in calls[-1]["inputs"]]
+            event = http.post("/gradio_api/call/read_music", json={"data": [str(tmp_path / path), *values[1:]]}).json()
+            said.append(http.get(f"/gradio_api/call/read_music/{event['event_id']}").text)
+        assert calls[-1]["api_name"] == "read_music" and said[0] == said[1] and "not uploaded" in said[0]
+
+
+def test_another_name_is_not_served(url):
+    port = urlsplit(url).port
+    for host, status in ((f"127.0.0.1:{port}", 200), (f"localhost:{port}", 200), (f"evil.example:{port}", 421)):
+        assert httpx.get(f"{url}/config", headers={"host": host}, timeout=60).status_code == status, host
+
+
+def test_a_request_that_costs_too_much_is_one_line(client, blank):
+    from gradio_client import handle_file
+    from gradio_client.exceptions import AppError
+
+    for choices, says in (({"beam": 10**9}, "beam"), ({"shifts": 1000}, "looks"), ({"seed": -1}, "seed")):
+        with pytest.raises(AppError, match=says) as e:
+            client.predict(handle_file(blank), api_name="/read_music", **choices)
+        assert "\n" not in str(e.value)
 
 
 def test_a_language_model_reads_music_by_mcp(tmp_path):

@@ -28,7 +28,7 @@ LAYERS = (
     "rewards",
     "reading",
     "grpo",
-    "evaluate transcribe audio tasks insight views",
+    "evaluate transcribe audio tasks insight views serving",
     "cli",
 )
 RANK = {room: i for i, row in enumerate(LAYERS) for room in row.split()}
