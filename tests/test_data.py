@@ -1,7 +1,11 @@
 """Corpora, synthesis and batches: splits that keep songs apart, builds that repeat, positions that follow."""
 
 import copy
+import os
 import re
+import signal
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 import zipfile
 from collections import Counter, deque
@@ -25,6 +29,7 @@ from vitomr.data.batches import (
     repeats,
 )
 from vitomr.data.corpora import SPLITS, open_corpus, split_of
+from vitomr.data.datasets import open_dataset
 from vitomr.data.synthesis import AS_WRITTEN, SHARD_SIZE, Mix, Shards, build, random_layout, song_samples
 from vitomr.data.vary import (
     add_marks,
@@ -41,6 +46,7 @@ from vitomr.data.vary import (
     say_voices_and_stems,
     transpose,
 )
+from vitomr.files import replace_file
 from vitomr.notation.engrave import engrave
 from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID, TOKEN_ID, VOCABULARY, analyse, decode, linearise, to_musicxml
 from vitomr.notation.score import (
@@ -170,6 +176,92 @@ def test_two_builds_do_not_mix(folder, tmp_path):
     build(folder, tmp_path / "x", 3, seed=1)
     with pytest.raises(ScoreError, match="another build"):
         build(folder, tmp_path / "x", 3, seed=2)
+
+
+BAD_SONGS = {  # a song → what is done to its MusicXML
+    "no-octave": lambda text: text.replace("<octave>", "<!-- <octave>").replace("</octave>", "</octave> -->"),
+    "far-octave": lambda text: re.sub("<octave>.*?</octave>", "<octave>1000000000</octave>", text),
+    "nested": lambda text: text.replace("<note ", "<x>" * 990 + "</x>" * 990 + "<note ", 1),
+    "cut": lambda text: text[: len(text) // 2],
+    "no-number": lambda text: re.sub("<duration>.*?</duration>", "<duration>x</duration>", text, count=3),
+    "no-beats": lambda text: re.sub("<divisions>.*?</divisions>", "<divisions>0</divisions>", text),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SONGS)
+def test_a_bad_song_does_not_stop_a_build_and_is_named(folder, tmp_path, kind):
+    good = musicxml_bytes(open_corpus(folder, split="train")[0].load()).decode()
+    assert BAD_SONGS[kind](good) != good
+    (folder / "train" / f"{kind}.musicxml").write_text(BAD_SONGS[kind](good))
+    bad: list[tuple[str, str]] = []
+    assert build(folder, tmp_path / "x", 24, seed=1, on_fault=lambda *fault: bad.append(fault)) == 24
+    assert [song for song, _ in bad] == [kind], "bad songs are named once each"
+    assert all(0 < len(why) <= 200 and "\n" not in why for _, why in bad)
+    shards = Shards(tmp_path / "x")
+    songs = {shards[i].song for i in range(len(shards))}
+    assert songs >= {"a", "b"} and (kind not in songs or kind in ("nested", "no-number"))  # its other bars are music
+
+
+def test_a_corpus_of_bad_songs_ends_in_one_line_that_names_one(folder, tmp_path):
+    for path in folder.rglob("*.mxl"):
+        path.write_bytes(b"no zip")
+    with pytest.raises(ScoreError, match="bad songs, as [ab]: ") as e:
+        build(folder, tmp_path / "x", 4)
+    assert len(str(e.value)) <= 200 and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", b'{"mix": 3}', b"[" * 100_000])
+def test_a_damaged_record_of_a_build_does_not_block_its_folder(folder, tmp_path, damage):
+    out, said = tmp_path / "x", []
+    build(folder, out, 3, seed=1)
+    before = (out / "build.json").read_bytes()
+    (out / "build.json").write_bytes(damage)
+    with pytest.warns(UserWarning, match="build.json in x is damaged"):
+        assert len(open_dataset(out)) == 3
+    assert build(folder, out, 3, seed=1, on_fault=lambda *fault: said.append(": ".join(fault))) == 3
+    assert len(said) == 1 and said[0].startswith("build.json: ") and len(said[0]) <= 200
+    assert (out / "build.json").read_bytes() == before
+    with pytest.raises(ScoreError, match="another build .seed differ"):
+        build(folder, out, 3, seed=2)
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
+def test_a_file_replaced_while_the_process_dies_is_whole(tmp_path, moment):
+    code = f"""
+import os, signal
+from vitomr import files
+die = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+class Half:
+    def __init__(self, f): self.f = f
+    def __enter__(self): return self
+    def __exit__(self, *args): self.f.close()
+    def write(self, data): self.f.write(data[:5]); self.f.flush(); die()
+if "{moment}" == "write":
+    files.open = lambda *args: Half(open(*args))
+else:
+    setattr(os, "{moment}", die)
+files.replace_file({str(tmp_path / "history.jsonl")!r}, "x" * 100_000)
+"""
+    (tmp_path / "history.jsonl").write_text("all that was there")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert (tmp_path / "history.jsonl").read_text() == "all that was there"
+    replace_file(tmp_path / "history.jsonl", "ä")
+    assert (tmp_path / "history.jsonl").read_bytes() == "ä".encode()
+
+
+def test_a_build_whose_process_is_killed_says_so_and_goes_on(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import multiprocessing, os, threading, time\n"
+        "def end():\n"
+        "    while not multiprocessing.parent_process(): time.sleep(.05)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "threading.Timer(2, end).start()\n"
+    )
+    count = 3 * SHARD_SIZE
+    with pytest.raises(ScoreError, match="one of 2 processes ended without a word"):
+        build(folder, tmp_path / "x", count, jobs=2, mix=Mix(bars=(1.0,)))
+    assert not [p for p in (tmp_path / "x").iterdir() if p.name.endswith(".new")]
 
 
 def test_only_songs_of_the_split_are_used(folder, tmp_path):

@@ -299,12 +299,18 @@ def data_build(args) -> None:
     mix = MIXES[args.mix or ("broad" if args.split == "train" else "as-written")]
     asked = {k: getattr(args, k) for k in ("piano", "reduced", "hands", "lines", "doubled")}
     mix = replace(mix, **{k: v for k, v in asked.items() if v is not None})
+    bad: list[str] = []
+
+    def on_fault(song: str, why: str) -> None:
+        bad.append(song)
+        bar.write(f"{song[:60]}: {why}"[:200], file=sys.stderr)
+
     with tqdm(total=args.count, unit="excerpt", mininterval=1, delay=0.5) as bar:
         build(
             args.source, args.out, args.count, split=args.split, seed=args.seed, jobs=args.jobs, mix=mix,
-            engraver=args.engraver, progress=lambda done, _: bar.update(done - bar.n),
+            engraver=args.engraver, progress=lambda done, _: bar.update(done - bar.n), on_fault=on_fault,
         )  # fmt: skip
-    print(f"{args.out}: {args.count} excerpts")
+    print(f"{args.out}: {args.count} excerpts" + (f"; bad songs: {len(bad)}" if bad else ""))
 
 
 def data_list(args) -> None:

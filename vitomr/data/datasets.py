@@ -11,6 +11,7 @@ __all__ = ['MAX_LMX_BYTES', 'PICTURE_SUFFIXES', 'LAYOUTS', 'DATASETS', 'READ_ERR
 # %% ../../nbs/data/datasets.ipynb #e5a9f5b7
 import json
 import re
+import warnings
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -23,11 +24,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .corpora import SPLITS, open_corpus, split_of
-from .synthesis import Shards
+from .synthesis import Shards, read_record
 from ..figures import bare
 from ..notation.engrave import engrave
 from ..notation.lmx import EOS_ID, TOKEN_ID, decode
-from ..notation.score import Part, cut_excerpt, parts, read_score
+from ..notation.score import Part, ScoreError, cut_excerpt, parts, read_score
 from ..page.staves import FORMATS, PictureError, open_picture
 
 # %% ../../nbs/data/datasets.ipynb #2ac0f95d
@@ -203,9 +204,12 @@ def scores(root: Path) -> list[Item]:
 def shards(root: Path) -> list[Item]:
     "A folder that `vitomr data build` wrote: pictures, tokens and positions; the split is that of the build."
     try:
+        job = read_record(root)
+    except ScoreError as e:
+        warnings.warn(f"{e}; its split is taken to be train, its licence is not known", stacklevel=2)
+        job = {}
+    try:
         data = Shards(root)
-        record = root / "build.json"
-        job = json.loads(record.read_text()) if record.is_file() else {}
         songs = [data[i].song for i in range(len(data))]
     except (EOFError, KeyError, IndexError, ValueError) as e:
         raise DatasetError(f"{root} holds a broken shard ({type(e).__name__}: {str(e)[:120]}); build it again") from e

@@ -4,16 +4,21 @@
 
 # %% auto #0
 __all__ = ['MAX_TOKENS', 'MAX_WIDTH', 'MAX_HEIGHT', 'AS_WRITTEN', 'MIXES', 'INDEX', 'SHARD_SIZE', 'PARTNERS', 'Sample',
-           'random_layout', 'sample_of', 'synthesise', 'Mix', 'song_samples', 'write_shard', 'Shards', 'BuildJob',
-           'make_shard', 'build']
+           'random_layout', 'NotDrawn', 'sample_of', 'synthesise', 'Mix', 'song_samples', 'write_shard', 'Shards',
+           'BuildJob', 'make_shard', 'build', 'read_record']
 
 # %% ../../nbs/data/synthesis.ipynb #cc5b5225
 import copy
+import io
 import json
 import multiprocessing
+import os
+import threading
 import xml.etree.ElementTree as ET
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -37,6 +42,7 @@ from vitomr.data.vary import (
     say_voices_and_stems,
     show_time,
 )
+from ..files import replace_file
 from ..notation.engrave import FONTS, TEXT_FONTS, engrave
 from ..notation.lmx import TOKEN_ID, encode, linearise
 from ..notation.score import Part, ScoreError, as_score, cut_excerpt, header_states, join_bars, parts
@@ -95,6 +101,10 @@ def random_layout(
 MAX_TOKENS, MAX_WIDTH, MAX_HEIGHT = 768, 1800, 420  # of a sample; px
 
 
+class NotDrawn(ScoreError):
+    "An excerpt that the engraver could not draw."
+
+
 def sample_of(
     excerpt: ET.Element,  # a <part> that stands alone
     rng: np.random.Generator,
@@ -110,7 +120,10 @@ def sample_of(
     if not 0 < len(line.tokens) <= MAX_TOKENS:
         raise ScoreError(f"an excerpt of {len(line.tokens)} tokens; at most {MAX_TOKENS} are kept")
     if engraver == "verovio":
-        drawn = engrave(as_score(copy.deepcopy(excerpt), name), **random_layout(rng))
+        try:
+            drawn = engrave(as_score(copy.deepcopy(excerpt), name), **random_layout(rng))
+        except ScoreError as e:
+            raise NotDrawn(str(e)) from e
     else:
         drawn = engrave_with(engraver, excerpt, state or {}, rng)
     h, w = drawn.img.shape
@@ -328,16 +341,20 @@ def song_samples(
     mix: Mix,
     engraver: str = "verovio",  # see `sample_of`
     partners: deque | None = None,  # songs that lend their hands and lines; this one is added
+    faults: dict[str, str] | None = None,  # song → why it, or an excerpt of it, was left out; filled
 ) -> Iterator[Sample]:
-    "Some excerpts of one song; unreadable songs and unsayable excerpts give none."
+    "Some excerpts of one song; unreadable songs and unsayable excerpts give none. No song stops a build."
+    faults = {} if faults is None else faults
     try:
         usable = [p for p in parts(song.load()) if p.n_staves <= 2 and p.n_measures]
-    except ScoreError:
+        for part in usable:
+            say_voices_and_stems(part.element)
+    except Exception as e:  # whatever a damaged file leads to
+        faults.setdefault(song.id, _in_words(e))
         return
-    for part in usable:
-        say_voices_and_stems(part.element)
     found = _Material([p for p in usable if p.n_staves == 2], [p for p in usable if p.n_staves == 1])
     seen: list[np.ndarray] = []
+    refused: list[Exception] = []
     for _ in range(mix.per_song if usable else 0):
         own = np.random.default_rng(rng.integers(1 << 62))  # an excerpt that fails changes nothing for the next
         try:
@@ -348,13 +365,24 @@ def song_samples(
             sample = sample_of(excerpt, own, song=song.id, start=start, name=name, engraver=engraver, state=state)
         except EngraverError:
             raise
-        except ScoreError:
+        except Exception as e:
+            refused.append(e)
+            if not isinstance(e, ScoreError) or isinstance(e, NotDrawn):  # more than LMX not saying it
+                faults.setdefault(song.id, _in_words(e))
             continue
         if own.random() < mix.silent or np.isin(sample.ids, _PITCH_IDS).any():
             yield _with_neighbours(sample, seen, own, mix)
             seen.append(sample.img)
+    if len(refused) == mix.per_song:
+        faults.setdefault(song.id, f"none of {len(refused)} excerpts can be used: {_in_words(refused[0])[:120]}")
     if partners is not None and found.piano:
         partners.append(found)
+
+
+def _in_words(e: Exception) -> str:
+    "Why a song was left out."
+    said = (str(e).splitlines() or [""])[0][:160]
+    return said if isinstance(e, ScoreError) else f"{type(e).__name__}: {said}"
 
 # %% ../../nbs/data/synthesis.ipynb #ba33631b
 INDEX = np.dtype(
@@ -387,13 +415,23 @@ def write_shard(
         at["img"] += s.img.size
         at["token"] += len(s.ids)
         at["head"] += len(s.heads)
-    np.save(f"{path}.images.npy", np.concatenate([s.img.ravel() for s in samples]))
-    np.save(f"{path}.tokens.npy", np.concatenate([s.ids for s in samples]).astype(np.uint16))
-    np.save(f"{path}.token_head.npy", np.concatenate([s.token_head for s in samples]).astype(np.int16))
-    np.save(f"{path}.heads.npy", np.concatenate([s.heads for s in samples]).astype(np.float32))
-    Path(f"{path}.songs.json").write_text(json.dumps(songs))
-    np.save(f"{path}.index.tmp.npy", index)
-    Path(f"{path}.index.tmp.npy").replace(f"{path}.index.npy")
+    arrays = {
+        "images": np.concatenate([s.img.ravel() for s in samples]),
+        "tokens": np.concatenate([s.ids for s in samples]).astype(np.uint16),
+        "token_head": np.concatenate([s.token_head for s in samples]).astype(np.int16),
+        "heads": np.concatenate([s.heads for s in samples]).astype(np.float32),
+    }
+    for name, array in arrays.items():
+        replace_file(f"{path}.{name}.npy", _npy(array))
+    replace_file(f"{path}.songs.json", json.dumps(songs))
+    replace_file(f"{path}.index.npy", _npy(index))
+
+
+def _npy(array: np.ndarray) -> bytes:
+    "An array as the content of a .npy file."
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 # %% ../../nbs/data/synthesis.ipynb #163ba786
 class Shards:
@@ -463,10 +501,14 @@ def _balanced(mix: Mix, samples: list[Sample]) -> Mix:
     return replace(mix, piano=min(1.0, max(0.0, short / mix.per_song)))
 
 
-@in_process()  # one process for a shard: your own scores, thousands of them
-def make_shard(job: BuildJob, k: int, size: int, out: Path) -> int:
-    "Build shard k and return how many samples it holds."
-    songs = open_corpus(job.source, split=job.split)
+def make_shard(
+    job: BuildJob,
+    k: int,  # which shard
+    size: int,  # samples
+    out: Path,
+) -> dict[str, str]:  # songs that were left out, or an excerpt of them, and why
+    "Build shard k. Raises `ScoreError`."
+    songs, faults = open_corpus(job.source, split=job.split), {}
     path = Path(out, f"{k:05d}")
     samples: list[Sample] = []
     partners: deque = deque(maxlen=PARTNERS)
@@ -475,13 +517,15 @@ def make_shard(job: BuildJob, k: int, size: int, out: Path) -> int:
         deck = np.random.default_rng([job.seed, draw // len(songs)]).permutation(len(songs))
         song = songs[deck[draw % len(songs)]]
         rng = np.random.default_rng([job.seed, k, turn])
-        samples += song_samples(song, rng, _balanced(job.mix, samples), job.engraver, partners)
+        samples += song_samples(song, rng, _balanced(job.mix, samples), job.engraver, partners, faults)
         if len(samples) >= size:
             write_shard(samples[:size], path)
-            return size
-    raise ScoreError(
-        f"{job.source} gave {len(samples)} of the {size} samples of shard {k}; it holds too little that LMX can say"
-    )
+            return faults
+        if turn + 1 >= len(songs) and len(faults) >= len(songs) and not samples:
+            break  # every song is bad
+    what = f"{Path(job.source).name[-40:]} gave {len(samples)} of {size} samples of shard {k}: it holds too little"
+    why = next((f"; {len(faults)} bad songs, as {song[:30]}: {why[:60]}" for song, why in faults.items()), "")
+    raise ScoreError(f"{what} that LMX can say{why}")
 
 # %% ../../nbs/data/synthesis.ipynb #4e3875e6
 def build(
@@ -495,6 +539,7 @@ def build(
     mix: Mix | None = None,  # None: Mix() for train, AS_WRITTEN for what is held back
     engraver: str = "verovio",  # or musescore, lilypond
     progress: Callable[[int, int], None] | None = None,  # called with (samples done, count)
+    on_fault: Callable[[str, str], None] | None = None,  # called with each bad song, and why it was left out
 ) -> int:  # samples in the folder
     "Synthesise `count` samples into shards. Stopped and called again, it goes on. Raises `ScoreError`."
     if count < 1 or jobs < 1:
@@ -504,41 +549,90 @@ def build(
     open_corpus(source, split=split)  # fail early, in one line
     out.mkdir(parents=True, exist_ok=True)
     job = BuildJob(str(source), split, seed, mix or (Mix() if split == "train" else AS_WRITTEN), engraver)
-    _check_same_build(out, job)
+    _check_same_build(out, job, on_fault)
     sizes = [min(SHARD_SIZE, count - i) for i in range(0, count, SHARD_SIZE)]
     todo = [(job, k, size, out) for k, size in enumerate(sizes) if not _is_done(out, k, size)]
-    done = count - sum(size for _, _, size, _ in todo)
-    pool = multiprocessing.get_context("spawn").Pool(min(jobs, len(todo))) if jobs > 1 and len(todo) > 1 else None
-    try:
-        for n in pool.imap_unordered(_make_shard, todo) if pool else map(_make_shard, todo):
-            done += n
-            if progress:
-                progress(done, count)
-    finally:
-        if pool:
-            pool.terminate()
+    done, bad = count - sum(size for _, _, size, _ in todo), set()
+    for size, faults in _shards(todo, jobs):
+        done += size
+        for song, why in faults.items():
+            if song not in bad and on_fault:
+                on_fault(song, why)
+            bad.add(song)
+        if progress:
+            progress(done, count)
     return done
 
+# %% ../../nbs/data/synthesis.ipynb #970b64b4
+def _shards(todo: list[tuple], jobs: int) -> Iterator[tuple[int, dict[str, str]]]:
+    "Make shards, in processes when there are several; the size of each, and its bad songs, as they are done."
+    if jobs == 1 or len(todo) < 2:
+        for job, k, size, out in todo:
+            yield size, make_shard(job, k, size, out)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=spawn, initializer=_leave_with_parent)
+    try:
+        size_of = {pool.submit(make_shard, *args): args[2] for args in todo}
+        for future in as_completed(size_of):
+            yield size_of[future], future.result()
+    except BrokenProcessPool:  # the system ended it: memory, or a person
+        raise ScoreError(
+            f"one of {jobs} processes ended without a word, perhaps for want of memory; run the same again, with fewer "
+            "jobs: finished shards are kept"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-def _make_shard(args) -> int:
-    return make_shard(*args)
+
+def _leave_with_parent() -> None:
+    "End this process when the one that started it has ended, however it ended."
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 # %% ../../nbs/data/synthesis.ipynb #467034de
 def _is_done(out: Path, k: int, size: int) -> bool:
     index = Path(out, f"{k:05d}.index.npy")
-    return index.exists() and len(np.load(index)) >= size
+    try:
+        return len(np.load(index)) >= size
+    except (OSError, ValueError, EOFError):  # not there, or damaged: made again
+        return False
 
 
-def _check_same_build(out: Path, job: BuildJob) -> None:
+def read_record(
+    folder: str | Path,  # that `build` wrote
+) -> dict:
+    "What the build of a folder was asked for; empty where that is not written down. Raises `ScoreError` for damage."
+    try:
+        job = json.loads(Path(folder, "build.json").read_bytes())
+        if not isinstance(job, dict) or not isinstance(job.get("mix"), dict):
+            raise ValueError("no record of a build")
+        return job
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as e:
+        raise ScoreError(f"build.json in {Path(folder).name[-40:]} is damaged ({str(e)[:60]})") from e
+
+
+def _check_same_build(out: Path, job: BuildJob, on_fault: Callable[[str, str], None] | None = None) -> None:
     "A folder holds one build: refuse to mix two."
-    record = Path(out, "build.json")
     now = json.loads(json.dumps(asdict(job)))
-    if not record.exists():
-        record.write_text(json.dumps(now, indent=1))
+    try:
+        before = read_record(out)
+    except ScoreError as e:  # killed by a version that wrote it in place
+        before = {}
+        if on_fault:
+            on_fault("build.json", f"{e}: written again for this build; if its shards are of another one, delete them")
+    if not before:
+        replace_file(out / "build.json", json.dumps(now, indent=1))
         return
-    before = {"engraver": "verovio"} | json.loads(record.read_text())
+    before = {"engraver": "verovio"} | before
     before["mix"] = dict.fromkeys(("tuplets", "hands", "lines", "doubled"), 0) | before["mix"]  # new since some builds
     if before != now:
-        raise ScoreError(
-            f"{out} holds another build ({record.read_text()[:200]!r}); choose another folder or delete it"
-        )
+        differ = [k for k in now if before.get(k) != now[k]]
+        raise ScoreError(f"{out} holds another build ({', '.join(differ)} differ); choose another folder or delete it")
