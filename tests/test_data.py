@@ -16,6 +16,7 @@ import music21
 import numpy as np
 import pytest
 import torch
+from lmx.linearization.Delinearizer import Delinearizer
 
 from vitomr.data.batches import (
     PATCH,
@@ -147,10 +148,27 @@ def test_building_repeats_whatever_the_number_of_processes(folder, tmp_path, mon
     assert not same(Shards(tmp_path / "one"), Shards(tmp_path / "other"))
 
 
-def test_two_processes_give_what_one_gives(folder, tmp_path):
-    build(folder, tmp_path / "one", SHARD_SIZE + 10, seed=4, jobs=1, mix=Mix(bars=(1.0,)))
-    build(folder, tmp_path / "two", SHARD_SIZE + 10, seed=4, jobs=2, mix=Mix(bars=(1.0,)))
-    assert same(Shards(tmp_path / "one"), Shards(tmp_path / "two"))
+@pytest.fixture
+def deadly(folder):
+    "A song of the corpus folder that ends the engraver's process: a beam over a long note."
+    tokens = "measure clef:G2 time beats:4 beat-type:4 voice:1 C5 16th beam:begin D5 maxima beam:end E5 quarter"
+    score = as_score(Delinearizer().process_text(tokens))  # `to_musicxml` leaves such a beam out
+    code = f"import verovio; verovio.toolkit().loadData({ET.tostring(score, encoding='unicode')!r})"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGSEGV, "it no longer ends Verovio"
+    (folder / "train" / "deadly.musicxml").write_bytes(musicxml_bytes(score))
+    return "deadly"
+
+
+def test_two_processes_give_what_one_gives_without_a_score_that_ends_the_engraver(folder, deadly, tmp_path):
+    for jobs in (1, 2):
+        bad: list[tuple[str, str]] = []
+        name_it = lambda *fault, bad=bad: bad.append(fault)
+        options = {"seed": 4, "jobs": jobs, "mix": Mix(bars=(1.0,)), "on_fault": name_it}
+        assert build(folder, tmp_path / str(jobs), SHARD_SIZE + 10, **options) == SHARD_SIZE + 10
+        assert [song for song, _ in bad] == [deadly], "named once, whatever the number of shards"
+        assert "SIGSEGV" in bad[0][1] and len(bad[0][1]) <= 200
+    one, two = Shards(tmp_path / "1"), Shards(tmp_path / "2")
+    assert same(one, two) and {one[i].song for i in range(len(one))} == {"a", "b"}
 
 
 def test_a_stopped_build_goes_on(folder, tmp_path, monkeypatch):

@@ -341,12 +341,15 @@ def song_samples(
     mix: Mix,
     engraver: str = "verovio",  # see `sample_of`
     partners: deque | None = None,  # songs that lend their hands and lines; this one is added
-    faults: dict[str, str] | None = None,  # song → why it, or an excerpt of it, was left out; filled
+    faults: dict[str, str] | None = None,  # bad song → why it is left out from now on; filled
 ) -> Iterator[Sample]:
     "Some excerpts of one song; unreadable songs and unsayable excerpts give none. No song stops a build."
     faults = {} if faults is None else faults
+    if song.id in faults:
+        return
     try:
-        usable = [p for p in parts(song.load()) if p.n_staves <= 2 and p.n_measures]
+        with in_process():  # your own files, and a thousand of them; what may end the process is the engraving
+            usable = [p for p in parts(song.load()) if p.n_staves <= 2 and p.n_measures]
         for part in usable:
             say_voices_and_stems(part.element)
     except Exception as e:  # whatever a damaged file leads to
@@ -368,7 +371,8 @@ def song_samples(
         except Exception as e:
             refused.append(e)
             if not isinstance(e, ScoreError) or isinstance(e, NotDrawn):  # more than LMX not saying it
-                faults.setdefault(song.id, _in_words(e))
+                faults[song.id] = _in_words(e)
+                break
             continue
         if own.random() < mix.silent or np.isin(sample.ids, _PITCH_IDS).any():
             yield _with_neighbours(sample, seen, own, mix)
@@ -506,7 +510,7 @@ def make_shard(
     k: int,  # which shard
     size: int,  # samples
     out: Path,
-) -> dict[str, str]:  # songs that were left out, or an excerpt of them, and why
+) -> dict[str, str]:  # songs that were left out, and why
     "Build shard k. Raises `ScoreError`."
     songs, faults = open_corpus(job.source, split=job.split), {}
     path = Path(out, f"{k:05d}")
