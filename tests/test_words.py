@@ -216,3 +216,13 @@ def test_words_go_into_the_score_in_the_order_of_the_schema():
     second = score.findall("part/measure")[1]
     assert [e.tag for e in second][:2] == ["direction", "note"] and second[0].get("placement") == "below"
     assert without_words(score) == before
+
+
+def test_words_stay_on_their_notes_when_a_line_is_corrected():
+    old = "measure C5 quarter D5 quarter E5 quarter".split()
+    placed = words.Placed("V", [[(2, words.Syllable("a")), (4, words.Syllable("b")), (6, words.Syllable("c"))]])
+    new = "measure key:fifths:1 C5 eighth B4 eighth D5 quarter E5 half".split()
+    moved = words.move_words(placed, old, new)
+    assert [(new[i], s.text) for i, s in moved.verses[0]] == [("eighth", "a"), ("quarter", "b"), ("half", "c")]
+    gone = words.move_words(placed, old, "measure C5 quarter E5 quarter".split())
+    assert [s.text for _, s in gone.verses[0]] == ["a", "c"]

@@ -6,8 +6,8 @@
 __all__ = ['SHEET', 'MAKERS', 'SUFFIXES', 'ONE_LINE', 'MOST_SPACES', 'GRAMMARS', 'USUAL', 'BATCH_PATCHES', 'BATCH_LINES', 'T',
            'ODDS', 'PACKAGED', 'MAX_PATCHES', 'TRUTH_SUFFIXES', 'MAX_TRUTH_BYTES', 'MAX_TRUTH_TOKENS',
            'MAX_SCORE_TOKENS', 'Savable', 'Transcription', 'SystemReading', 'PageReading', 'Document', 'Decoding',
-           'batches', 'look_again', 'write_lines', 'write_pictures', 'Progress', 'weights_folder', 'Transcriber',
-           'read_truth_of_parts', 'read_truth']
+           'batches', 'look_again', 'write_lines', 'write_pictures', 'write_words', 'Progress', 'weights_folder',
+           'Transcriber', 'read_truth_of_parts', 'read_truth']
 
 # %% ../nbs/05_transcribe.ipynb #e54eadaa
 import re
@@ -28,6 +28,7 @@ from .decoder import Reader, WeightsError, load_reader
 from .nn.decoding import SHIFTS, Averaged, Sampler, Writer, beam_steps, finish, likeliest, score, stream
 from .nn.kernels import quantise
 from .notation.engrave import from_verovio, midi_bytes
+from .notation.finish import finish_score
 from .notation.grammar import Grammar
 from vitomr.notation.lmx import (
     EOS_ID,
@@ -55,6 +56,7 @@ from vitomr.page.words import (
     add_words,
     can_read_words,
     find_words,
+    move_words,
     place_words,
     sort_words,
     without_staves,
@@ -74,30 +76,35 @@ def _one_sheet(score: ET.Element, lines: bool) -> str:
     return made["svg"]
 
 
-MAKERS: dict[str, Callable] = {  # suffix → bytes, from a reading and whether to keep its lines
-    ".musicxml": lambda reading, _: musicxml_bytes(reading.score),
-    ".mxl": lambda reading, _: mxl_bytes(reading.score),
-    ".mid": lambda reading, _: midi_bytes(reading.score),
-    ".pdf": lambda reading, lines: pdf_bytes(reading.score, lines=lines),
-    ".svg": lambda reading, lines: _one_sheet(reading.score, lines).encode(),
-    ".lmx": lambda reading, _: (reading.lmx + "\n").encode(),
+MAKERS: dict[str, Callable] = {  # suffix → bytes, from a finished score and whether to keep its lines
+    ".musicxml": lambda score, _: musicxml_bytes(score),
+    ".mxl": lambda score, _: mxl_bytes(score),
+    ".mid": lambda score, _: midi_bytes(score),
+    ".pdf": lambda score, lines: pdf_bytes(score, lines=lines),
+    ".svg": lambda score, lines: _one_sheet(score, lines).encode(),
 }
-SUFFIXES = tuple(MAKERS)
+SUFFIXES = (*MAKERS, ".lmx")
 
 # %% ../nbs/05_transcribe.ipynb #067e7013
 class Savable:
     "A reading that can be written to a file: it has `lmx` and `score`, and `systems` where there may be several."
 
-    def to_bytes(self, suffix: str) -> bytes:
-        "The reading in one of SUFFIXES, line breaks as on the page. Raises ValueError for another suffix."
-        if suffix not in MAKERS:
-            raise ValueError(f"cannot write {suffix or 'a file without suffix'}; choose from {', '.join(SUFFIXES)}")
-        return MAKERS[suffix](self, len(getattr(self, "systems", ())) > 1)
+    def finished(self, *, marks: bool = False) -> ET.Element:  # <score-partwise>
+        "The score as a file holds it (`notation.finish`), with or without the marks of what was mended."
+        return finish_score(self.score, title=Path(getattr(self, "name", "")).stem, marks=marks)
 
-    def save(self, path: str | Path) -> Path:
+    def to_bytes(self, suffix: str, *, marks: bool = False) -> bytes:
+        "The reading in one of SUFFIXES, line breaks as on the page. Raises ValueError for another suffix."
+        if suffix not in SUFFIXES:
+            raise ValueError(f"cannot write {suffix or 'a file without suffix'}; choose from {', '.join(SUFFIXES)}")
+        if suffix == ".lmx":
+            return (self.lmx + "\n").encode()
+        return MAKERS[suffix](self.finished(marks=marks), len(getattr(self, "systems", ())) > 1)
+
+    def save(self, path: str | Path, *, marks: bool = False) -> Path:
         "Write the reading; the suffix says the format. The file is whole or not there, whatever stops the program."
         path = Path(path)
-        data, part = self.to_bytes(path.suffix.lower()), path.with_name(f".{path.name}.part")
+        data, part = self.to_bytes(path.suffix.lower(), marks=marks), path.with_name(f".{path.name}.part")
         try:
             part.write_bytes(data)
             part.replace(path)
@@ -183,7 +190,7 @@ class Document(Savable):
         "The score, and where each bar and note of it was read. Systems are numbered as in `systems`."
         numbers = [p.number - 1 for p in self.pages for _ in p.systems]
         made = assemble([[Line(x.tokens, x.n_staves) for x in s.lines] for s in self.systems], numbers)
-        _write_words(self, made.score, made.notes)
+        write_words(self, made.score, made.notes)
         return made
 
     @property
@@ -192,7 +199,7 @@ class Document(Savable):
         if len(self.lines) != 1:
             return self.assembled.score
         score = self.lines[0].score
-        _write_words(self, score, notes_of_line(score.find("part"), self.lines[0].tokens))
+        write_words(self, score, notes_of_line(score.find("part"), self.lines[0].tokens))
         return score
 
     @property
@@ -540,10 +547,19 @@ def _read_words(transcriber: "Transcriber", page: PageReading, *, is_first: bool
             line.words = place_words(words, heads)
 
 
-def _write_words(document: "Document", score: ET.Element, notes: dict[str, tuple[int, int, int]]) -> None:
-    "Put the words that were read into a score of the document."
+def write_words(
+    document: "Document",
+    score: ET.Element,  # <score-partwise> of its lines, changed in place
+    notes: dict[str, tuple[int, int, int]],  # as `Assembled.notes`
+    corrected: Sequence[Sequence[Sequence[str]]] | None = None,  # tokens of each line of each system, by a person
+) -> None:
+    "Put the words that were read into a score of a document. They stay on their notes when others are corrected."
     systems = document.systems
+    if all(p.words is None for p in document.pages):
+        return
     placed = {(k, i): x.words for k, s in enumerate(systems) for i, x in enumerate(s.lines) if x.words is not None}
+    for k, i in placed if corrected is not None else ():
+        placed[k, i] = move_words(placed[k, i], systems[k].lines[i].tokens, corrected[k][i])
     names = [""] * len(score.findall("part"))
     for k, of_part in enumerate(match_parts([[x.n_staves for x in s.lines] for s in systems])):
         for i, part in enumerate(of_part):

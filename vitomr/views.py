@@ -43,7 +43,7 @@ from .page.assemble import Assembled, Line, assemble
 from .page.staves import map_points, to_gray
 from .page.systems import crop
 from .rewards import TERMS, Breakdown
-from .transcribe import MAX_TRUTH_BYTES, MAX_TRUTH_TOKENS, SHEET, Document, Savable, Transcriber
+from .transcribe import MAX_TRUTH_BYTES, MAX_TRUTH_TOKENS, SHEET, Document, Savable, Transcriber, write_words
 
 # %% ../nbs/views.ipynb #fe0361e6
 @dataclass
@@ -91,6 +91,12 @@ class Sheet(Savable):
     def __post_init__(self):
         pages = [p.number - 1 for p in self.document.pages for _ in p.systems]
         self.made = assemble([[Line(s.look.tokens, s.n_staves) for s in x] for x in self.systems], pages)
+        now = [[s.look.tokens for s in x] for x in self.systems]
+        write_words(self.document, self.made.score, self.made.notes, now)
+
+    @property
+    def name(self) -> str:
+        return self.document.name
 
     @property
     def lines(self) -> list[Seen]:
