@@ -34,7 +34,8 @@ from vitomr.notation.tedn import tedn
 from vitomr.reading.pictures import Excerpts
 from vitomr.reading.policy import ReaderPolicy
 from vitomr.train.loop import Optimizers
-from vitomr.train.practice import StepContext, collect, update
+from vitomr.train.step import StepContext, collect
+from vitomr.train.update import update
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from test_tedn import definition, part_of  # noqa: E402

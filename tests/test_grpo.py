@@ -56,11 +56,13 @@ from vitomr.train.objective import (
     token_weights,
 )
 from vitomr.train.policy import Rollout, Sampling, Scored
-from vitomr.train.practice import Row, StepContext, collect, group_reward, micro_batches, objective, tabulate
+from vitomr.train.practice import group_reward
 from vitomr.train.practice import practise as run_practice
 from vitomr.train.runs import TRACKERS, CheckpointError, read_history, tracker
 from vitomr.train.schedules import Schedule
 from vitomr.train.settings import kl_in_use
+from vitomr.train.step import Row, StepContext, collect, tabulate
+from vitomr.train.update import micro_batches, objective
 from vitomr.transcribe import Transcriber
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,24 +20,14 @@ from vitomr.cli import main
 from vitomr.train.groups import advantages
 from vitomr.train.loop import LoopConfig, Optimizers
 from vitomr.train.policy import Rollout, Sampling, Scored, restricted, rollout_of, score_of
-from vitomr.train.practice import (
-    Deck,
-    DivergedError,
-    RewardTerms,
-    StepContext,
-    collect,
-    compute_rewards,
-    group_reward,
-    load_records,
-    micro_batches,
-    objective,
-    practise,
-    reward_functions,
-    update,
-)
+from vitomr.train.practice import DivergedError, RewardTerms, group_reward, load_records, practise
+from vitomr.train.reward_functions import compute_rewards, reward_functions
 from vitomr.train.runs import Tracker, WeightsError, load_into, load_weights, processes_asked_for, read_history, tracker
 from vitomr.train.schedules import Schedule
 from vitomr.train.settings import PracticeConfig, settings_without_effect, with_settings
+from vitomr.train.states import Deck
+from vitomr.train.step import StepContext, collect
+from vitomr.train.update import micro_batches, objective, update
 
 ROOT = Path(__file__).resolve().parents[1]
 

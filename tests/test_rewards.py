@@ -131,6 +131,9 @@ def test_acai_presets_have_their_published_settings():
     b = reward(pred, true, "acai-code")
     assert b.raw["F1"] == f1(pred, true, mode="positional")
     assert b.raw["LEN"] == length(pred, true, delta=5, tau=50)
+    at_delta = [reward(true[:-n], true, "acai-code").raw["LEN"] for n in (4, 5, 6)]
+    assert at_delta == pytest.approx([0, 2 ** (5 / 50) - 1, 2 ** (6 / 50) - 1]) and round(at_delta[1], 4) == 0.0718
+    assert reward(true[:-10], true, "notes").raw["LEN"] == 0
     assert b.raw["REP"] == rep(pred, orders=(1, 2, 3, 4), blocks=True)
     assert b.raw["WF"] == wf(pred, alpha=0.25)
     assert b.weights == {"TED": 7.0, "WF": 1.5, "F1": 2.5, "REP": -2.0, "LEN": -2.0}

@@ -17,6 +17,8 @@ from vitomr.notation.lmx import linearise, to_musicxml
 from vitomr.notation.metrics import errors_by_kind
 from vitomr.notation.score import parts, read_score
 from vitomr.page.staves import map_points
+from vitomr.rewards import TERMS, Breakdown
+from vitomr.train.groups import advantages
 from vitomr.transcribe import PACKAGED, Transcriber
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -121,9 +123,13 @@ def test_errors_of_notes_are_those_counted():
     assert views.note_errors(true, true) == ({}, {})
 
 
-def test_advantages_are_relative():
-    assert views.advantages([1.0, 1.0, 1.0]) == [0.0, 0.0, 0.0]
-    assert views.advantages([0.0, 2.0]) == pytest.approx([-1, 1], abs=1e-3)
+def test_advantages_are_those_of_the_trainer():
+    zero = dict.fromkeys(TERMS, 0.0)
+    found = [Breakdown({**zero, "F1": r}, {**zero, "F1": 1.0}) for r in (0.25, 0.75, 0.5, 0.5)]
+    table = ET.fromstring(f"<x>{views.group_html(found, 'abcd')}</x>")
+    said = [row.findall("td")[2].text for row in table.iterfind("*/tbody/tr")]
+    expected = advantages(np.array([[b.total for b in found]]))[0]  # the trainer's
+    assert [float(s.replace("−", "-")) for s in said] == pytest.approx(expected, abs=5e-3)
 
 
 @pytest.mark.parametrize(

@@ -218,10 +218,11 @@ def length(
     *,
     delta: int = 10,  # tokens that are free
     tau: float = 100.0,  # tokens at which the penalty is 1
+    below: bool = False,  # free below delta only, not at it, as in acai's code
 ) -> float:  # 0..1
     "The penalty of a wrong length (acai)."
     off = abs(len(pred) - len(true))
-    return 0.0 if off <= delta else min(1.0, exp(log(2) / tau * off) - 1)
+    return 0.0 if off <= delta - below else min(1.0, exp(log(2) / tau * off) - 1)
 
 # %% ../nbs/02_rewards.ipynb #38ed27a2
 def note(
@@ -289,7 +290,7 @@ PRESETS = {
             "WF": {"alpha": 0.25},
             "F1": {"mode": "positional"},
             "REP": {"orders": (1, 2, 3, 4), "blocks": True},
-            "LEN": {"delta": 5, "tau": 50},
+            "LEN": {"delta": 5, "tau": 50, "below": True},
         },
     ),
     "vitomr": Preset(

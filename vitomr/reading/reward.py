@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from ..notation.lmx import EOS_ID
 from .policy import Picture
 from ..rewards import PRESETS, Breakdown, Preset, bar_of_tokens, consensus, reward_group, reward_of_bars
-from ..train.practice import register_reward
+from ..train.reward_functions import register_reward
 
 # %% ../../nbs/reading/reward.ipynb #66e46993
 @dataclass(frozen=True)

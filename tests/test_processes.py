@@ -1,0 +1,107 @@
+"""Supervised training and pretraining by two processes: the losses of one, also after one of the two was killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitomr import decoder, mae
+from vitomr.data.batches import BatchPlan
+from vitomr.train.runs import load_checkpoint, read_history
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 7
+
+
+def both_loops(shards, folder, n_processes, killed_at=0):
+    "Train a reader and an MAE; an update has two batches, however many processes share them."
+    rank = int(os.environ.get("RANK", 0))
+    for chapter in (decoder, mae):
+        cfg = chapter.TRAINING["smoke"]
+        loop = {"steps": STEPS, "log_every": 3, "accumulate": 2 // n_processes, "checkpoint_minutes": 0}
+        cfg = replace(cfg, loop=replace(cfg.loop, **loop), plan=BatchPlan(budget=500))
+        run = Path(folder) / chapter.__name__.rpartition(".")[2]
+
+        def die(line, run=run):
+            if line["step"] > killed_at and not (run / "killed").exists():
+                (run / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        chapter.train(cfg, shards, run, on_log=die if killed_at and rank == 0 else None)
+
+
+WORKER = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from test_processes import both_loops
+torch.set_num_threads(1)
+both_loops({shards!r}, {folder!r}, {n}, {killed_at})
+"""
+
+
+def launch(code, n):
+    "Start n processes as `accelerate launch` does; their exit statuses."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    world = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    pipes = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    running = []
+    for rank in range(n):
+        env = {**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        running.append(subprocess.Popen([sys.executable, "-c", code], env=env, **pipes))
+    said = [p.communicate(timeout=240)[0] for p in running]
+    return [p.returncode for p in running], "\n".join(said)[-3000:]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, shards):
+    "Folders of one process, and of two of which one was killed in each loop."
+    folder = tmp_path_factory.mktemp("runs")
+    given = {"tests": str(ROOT / "tests"), "shards": str(shards.folder)}
+    codes, said = launch(WORKER.format(**given, folder=str(folder / "one"), n=1, killed_at=0), 1)
+    assert codes == [0], said
+    code = WORKER.format(**given, folder=str(folder / "two"), n=2, killed_at=3)
+    for chapter in ("decoder", "mae"):  # each is killed once, so the third start goes through
+        codes, said = launch(code, 2)
+        assert codes[0] == -signal.SIGKILL and codes[1] != 0 and (folder / "two" / chapter / "killed").exists(), said
+    codes, said = launch(code, 2)
+    assert codes == [0, 0], said
+    return folder
+
+
+def lines(folder):
+    return [{k: v for k, v in h.items() if k != "seconds"} for h in read_history(folder)]
+
+
+@pytest.mark.parametrize("chapter", ["decoder", "mae"])
+def test_two_processes_of_which_one_is_killed_make_the_history_of_one(runs, chapter):
+    one, two = (lines(runs / name / chapter) for name in ("one", "two"))
+    assert [h["step"] for h in one] == [3, 6, 7]
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    a, b = (load_checkpoint(runs / name / chapter / "checkpoint.pt")["ema"] for name in ("one", "two"))
+    for k, v in a.items():
+        torch.testing.assert_close(v, b[k], atol=1e-5, rtol=1e-4, msg=k)
+
+
+def test_a_line_that_was_cut_short_is_written_again(shards, tmp_path):
+    "Killed between checkpoint and history, or in the middle of a line: the history is that of a run in one piece."
+    cfg = decoder.TRAINING["smoke"]
+    cfg = replace(cfg, loop=replace(cfg.loop, steps=9, log_every=4), plan=BatchPlan(budget=500))
+    decoder.train(cfg, shards.folder, tmp_path / "whole")
+    for stop, left in ((3, ""), (6, json.dumps({"step": 8, "loss": 0.0}) + '\n{"step": 9, "lo')):
+        decoder.train(cfg, shards.folder, tmp_path / "broken", stop_at=stop)
+        with open(tmp_path / "broken" / "history.jsonl", "a") as f:
+            f.write(left)
+    decoder.train(cfg, shards.folder, tmp_path / "broken")
+    assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
+    assert [h["step"] for h in lines(tmp_path / "whole")] == [4, 8, 9]
