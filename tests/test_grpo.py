@@ -25,20 +25,14 @@ from vitomr.cli import _setting, main
 from vitomr.data.batches import pad_pictures
 from vitomr.data.synthesis import AS_WRITTEN, Shards, build
 from vitomr.decoder import READERS, Reader, load_reader, save_reader
-from vitomr.grpo import (
-    PACKAGED,
-    PRACTICE,
-    GRPOConfig,
-    plot_kinds,
-    train,
-    watch,
-    with_settings,
-)
+from vitomr.grpo import PACKAGED, PRACTICE, plot_kinds, train
 from vitomr.notation.grammar import Grammar
 from vitomr.notation.lmx import EOS_ID, VOCABULARY
+from vitomr.reading.curves import watch
 from vitomr.reading.pictures import Excerpts, Scans, read_pictures
 from vitomr.reading.policy import Picture, ReaderPolicy, describe_reading
 from vitomr.reading.reward import MusicReward
+from vitomr.reading.settings import GRPOConfig, with_settings
 from vitomr.rewards import Breakdown
 from vitomr.train import policy as policy_module
 from vitomr.train.groups import GroupSlice, advantages, group_slices, n_groups, normalised_sum, packed
