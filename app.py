@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from functools import cache
-from math import ceil, isfinite, log10
+from math import ceil, inf, isfinite, log10
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -32,6 +32,8 @@ from vitomr.rewards import PRESETS, TERMS, reward_of_score  # noqa: E402
 from vitomr.sandbox import one_line  # noqa: E402
 from vitomr.sandbox import warm as warm_worker  # noqa: E402
 from vitomr.serving import (  # noqa: E402
+    GRACE,
+    MAX_COST,
     MAX_SAMPLES,
     Listeners,
     ServedHosts,
@@ -73,7 +75,10 @@ EXAMPLES = {
     "pages/bach-invention-1": "Bach, the whole page",
 }
 PENALTIES = {term for preset in PRESETS.values() for term, weight in preset.weights.items() if weight < 0}
-listeners = Listeners(lambda event: getattr(demo._queue.event_ids_to_events.get(event), "session_hash", None))
+listeners = Listeners(
+    lambda event: getattr(demo._queue.event_ids_to_events.get(event), "session_hash", None),
+    grace=inf if spaces else GRACE,  # ZeroGPU reads in a process of its own, which does not see who listens
+)
 WAYS = {"Greedy": "greedy", "Beam": "beam", "Sampling": "sampling"}
 
 
@@ -440,7 +445,7 @@ SCRIPT = f"<script>{(HERE / 'assets' / 'app.js').read_text(encoding='utf-8')}</s
 INTRO = """# vitomr
 Reads **printed music**, a line, a page, a photo or a PDF, and writes it as MusicXML. It does not read handwriting,
 tablature, percussion, lyrics or dynamics."""
-ABOUT = """
+ABOUT = f"""
 1. The page is laid flat; its systems are found and brought to one form: level, one size of staff, black on white.
 2. A vision transformer looks at each line in patches; a second transformer writes the music as LMX tokens, one after
    the other.
@@ -457,6 +462,8 @@ status, picture, score, tokens, *files = Client(url).predict(picture=handle_file
 ```
 The files are MusicXML, MXL, MIDI, PDF, SVG and LMX, in this order; status, picture, score and tokens are HTML.
 MusicXML as text: `client.predict(handle_file("page.png"), api_name="/read_music")`.
+A request may ask for up to {MAX_PAGES} pages, and pages x samples x beam x looks may come to {MAX_COST}; it is stopped
+when nobody listens to its answers any more.
 """
 NO_MAE = "This installation has no weights of a masked autoencoder; VITOMR_MAE names a folder of them."
 PLAYER = (HERE / "assets" / "player.html").read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ import struct
 import time
 import xml.etree.ElementTree as ET
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from vitomr.notation.score import ScoreError, read_score, root_of
 from vitomr.page.documents import Pages, n_pages
 from vitomr.page.staves import PictureError, open_picture
 from vitomr.sandbox import Limits, Pool, SandboxError, _Ended, call, in_process, one_line, pack, short_name, unpack
-from vitomr.transcribe import Transcriber
+from vitomr.transcribe import Transcriber, _open_page
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 SCORE = (
     '<score-partwise version="4.0"><part-list><score-part id="P1"><part-name/></score-part></part-list><part id="P1">'
@@ -245,12 +248,27 @@ def test_a_jpeg_with_damaged_exif_is_read_as_it_lies(tmp_path):
 
 
 def test_one_impossible_page_leaves_the_others(tmp_path, smoke):
-    "Of two pages of a TIFF one is a few dots; the other is read."
-    rng = np.random.default_rng(0)
-    pages = [Image.fromarray(rng.integers(0, 255, size, np.uint8)) for size in ((2, 3), (200, 300))]
-    pages[0].save(tmp_path / "two.tif", save_all=True, append_images=pages[1:])
-    found = list(Transcriber(smoke).lines(tmp_path / "two.tif"))
-    assert {n for n, _ in found} <= {2}
+    "The first page is a few dots, the others are a line of music."
+    with Image.open(EXAMPLES / "schumann-rosen-voice.png") as img:
+        line = img.convert("L")
+    Image.new("L", (3, 2)).save(tmp_path / "all.tif", save_all=True, append_images=[line, line])
+    pages = [_open_page(Transcriber(smoke), Pages(tmp_path / "all.tif"), n, None) for n in range(3)]
+    assert "page 1" in pages[0].fault and len(pages[0].fault) <= 200 and not pages[0].systems
+    assert [p.fault for p in pages[1:]] == [None, None] and all(p.systems for p in pages[1:])
+
+
+def test_a_page_that_ends_its_worker_leaves_the_others(tmp_path, smoke, monkeypatch):
+    "A PDF of two pages: one draws itself without end, the other is empty."
+    monkeypatch.setenv("VITOMR_SECONDS", "2")
+    forms = (form(b"/F Do " * 10 + b"0 0 m 9 9 l S", 8 + i) for i in range(12))
+    more = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]>>", *forms, form(b"", 8)
+    data = pdf(b"/F Do " * 10, b"<<>>", *more)
+    data = data.replace(b"/F 5 0 R", b"/F 7 0 R", 1).replace(b"Kids[3 0 R]/Count 1", b"Kids[3 0 R 6 0 R]/Count 2")
+    (tmp_path / "two.pdf").write_bytes(data)  # the table of places is off by some bytes; PDFium makes it again
+    with Pages(tmp_path / "two.pdf") as pages:
+        found = [_open_page(Transcriber(smoke), pages, n, None) for n in range(2)]
+        assert pages[1].min() == 255
+    assert "more than 2 s" in found[0].fault and "staff" in found[1].fault
 
 
 def test_a_name_is_shortened_in_its_middle():

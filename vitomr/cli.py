@@ -13,10 +13,13 @@ from pathlib import Path
 def main(argv: list[str] | None = None) -> int:
     "Run one command; bad input is one line on standard error and exit status 2."
     args = parser().parse_args(argv)
+    os.environ.setdefault("VITOMR_SECONDS", "120")  # your own files may take longer than those of a visitor of the app
     try:
         return args.run(args) or 0
     except (ValueError, OSError) as e:
-        print(f"vitomr: {str(e).splitlines()[0] if str(e) else type(e).__name__}", file=sys.stderr)
+        from vitomr.sandbox import one_line
+
+        print(f"vitomr: {one_line(e)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vitomr: stopped", file=sys.stderr)
@@ -286,8 +289,10 @@ def _tell(job, path: Path, bar) -> bool:
         bar.write(job.result())
         return True
     except Exception as e:  # whatever is wrong with one file, the others are read
-        said = str(e).splitlines()[0] if str(e) else type(e).__name__
-        bar.write(f"vitomr: {said if path.name in said else f'{path.name}: {said}'}", file=sys.stderr)
+        from vitomr.sandbox import one_line, short_name
+
+        said, name = one_line(e), short_name(path.name)
+        bar.write(f"vitomr: {one_line(said if name in said else f'{name}: {said}')}", file=sys.stderr)
         return False
 
 

@@ -91,7 +91,7 @@ def linearise(
     linearizer = _TracingLinearizer(fail_on_unknown_tokens=strict)
     try:
         linearizer.process_part(part)
-    except (AssertionError, AttributeError, ValueError, TypeError, IndexError, KeyError) as e:
+    except (AssertionError, AttributeError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as e:
         raise ScoreError(f"this part cannot be written as LMX: {str(e)[:120] or type(e).__name__}") from e
     note: list[str | None] = [None] * len(linearizer.output_tokens)
     for start, end, name in linearizer.spans:
