@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -259,26 +259,31 @@ class CQTViTModel(nn.Module):
         "Draw n actions for each state from one forward pass."
         if n < 1:
             raise ValueError(f"{n} actions for each state; expected 1 or more")
-        sampler = Sampler(how.temperature, how.top_k)
-        logp = rearrange(sampler.distribution(self.logits(states)), "b n t v -> b (n t) v")
+        logp = self._distribution(states, how)
         b, places, v = logp.shape
-        many = repeat(logp, "b p v -> (b n) p v", n=n)
-        uniform = torch.rand(b * n, places, generator=torch.Generator().manual_seed(seed)).to(logp.device)
-        levels = sampler.draw(many.flatten(0, 1), uniform.flatten()).view(b * n, places)
-        flat = to_values(levels, v).view(b * n, self.num_devices, -1).cpu()
-        actions = [list(flat[i * n : (i + 1) * n]) for i in range(b)]
-        return Rollout(actions, _scored(many, levels), torch.zeros(b * n, dtype=torch.bool))
+        uniform = torch.rand(b, n, places, generator=torch.Generator().manual_seed(seed)).to(logp.device)
+        levels = _drawn(logp, uniform.transpose(1, 2), how)  # (B, places, n)
+        values = to_values(levels, v).transpose(1, 2).reshape(b, n, self.num_devices, -1).cpu()
+        return Rollout([list(x) for x in values], _scored(logp, levels), torch.zeros(b * n, dtype=torch.bool))
+
+    def _distribution(self, states: Sequence, how: Sampling) -> torch.Tensor:  # (B, devices * T, V) log-probabilities
+        return rearrange(Sampler(how.temperature, how.top_k).distribution(self.logits(states)), "b n t v -> b (n t) v")
 
     def score(self, states: Sequence, actions: Sequence, how: Sampling, *, full: bool = False) -> Scored:
         "Log-probabilities of every device and frame, with gradient, from one forward pass over the states."
-        logits = self.logits(states)
-        b, devices, t, v = logits.shape
-        values = flattened(actions, b)
-        if values.shape[1:] != (devices, t):
-            raise ValueError(f"actions of shape {tuple(values.shape[1:])}; expected (num_devices, T) = {(devices, t)}")
-        logp = rearrange(Sampler(how.temperature, how.top_k).distribution(logits), "b n t v -> b (n t) v")
-        many = repeat(logp, "b p v -> (b n) p v", n=len(values) // b)
-        return _scored(many, to_levels(values, v).flatten(1).to(logp.device), full)
+        logp = self._distribution(states, how)
+        b, places, v = logp.shape
+        values, shape = flattened(actions, b), (self.num_devices, places // self.num_devices)
+        if values.shape[1:] != shape:
+            raise ValueError(f"actions of shape {tuple(values.shape[1:])}; expected (num_devices, T) = {shape}")
+        levels = rearrange(to_levels(values, v), "(b g) n t -> b (n t) g", b=b).to(logp.device)
+        return _scored(logp, levels, full)
+
+    def describe(self, state: Any, action: torch.Tensor) -> dict:
+        "What is written of a sampled action: a level from 0 to 9 for each device at 40 moments."
+        moments = np.linspace(0, action.shape[1] - 1, min(40, action.shape[1])).round().astype(int)
+        rows = ["".join(str(min(9, int(10 * v))) for v in device[moments]) for device in np.asarray(action)]
+        return {"clip": getattr(state, "name", ""), "devices": rows}
 
     def supervised(self, states: Sequence[Clip]) -> torch.Tensor:  # (B,) nats
         "Cross-entropy of what the devices should do, mean over devices and frames. Raises ValueError without targets."
@@ -288,11 +293,21 @@ class CQTViTModel(nn.Module):
         return F.cross_entropy(self.logits(states).permute(0, 3, 1, 2), levels, reduction="none").mean((1, 2))
 
 
-def _scored(logp: torch.Tensor, levels: torch.Tensor, full: bool = False) -> Scored:  # (N, P, V), (N, P)
-    "What the policy thinks of levels; a level that cannot be drawn is left out."
-    chosen = logp.gather(2, levels[..., None])[..., 0]
+def _drawn(logp: torch.Tensor, uniform: torch.Tensor, how: Sampling) -> torch.Tensor:  # (B, P, V), (B, P, n)
+    "Levels by the inverse of the cumulative distribution, as `Sampler.draw`, for several actions of a state at once."
+    if how.temperature == 0:
+        return logp.argmax(-1, keepdim=True).expand(uniform.shape)
+    cdf = logp.double().exp().cumsum(-1)
+    return torch.searchsorted(cdf, ((1 - uniform.double()) * cdf[..., -1:]).contiguous())
+
+
+def _scored(logp: torch.Tensor, levels: torch.Tensor, full: bool = False) -> Scored:  # (B, P, V), (B, P, n)
+    "What the policy thinks of n actions of each state; a level that cannot be drawn is left out."
+    n = levels.shape[2]
+    chosen = rearrange(logp.gather(2, levels), "b p n -> (b n) p")
     mask = chosen > -torch.inf
-    return Scored(chosen.masked_fill(~mask, 0.0), mask, entropy_of(logp), logp if full else None)
+    entropy, everything = entropy_of(logp).repeat_interleave(n, 0), logp.repeat_interleave(n, 0) if full else None
+    return Scored(chosen.masked_fill(~mask, 0.0), mask, entropy, everything)
 
 # %% ../../nbs/audio/cqt_policy.ipynb #6594e479
 def peak_bytes(
