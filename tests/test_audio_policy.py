@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vitomr.audio.cqt_policy import Clip, CQTViTModel, memory, peak_bytes, to_levels, to_values, weight_bytes
-from vitomr.train.policy import PolicyModel, Sampling, TokenPolicy
+from vitomr.train.policy import PolicyModel, Sampling, SupervisedPolicy, TokenPolicy
 
 SMALL = {"width": 16, "depth": 2, "heads": 2}
 
@@ -21,7 +21,7 @@ def states():
 
 
 def test_it_is_what_the_engine_wants(model):
-    assert isinstance(model, PolicyModel) and isinstance(model, TokenPolicy)
+    assert all(isinstance(model, p) for p in (PolicyModel, TokenPolicy, SupervisedPolicy))
     assert list(model.get_parameters()) == [name for name, _ in model.named_parameters()]
 
 

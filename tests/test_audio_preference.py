@@ -131,7 +131,8 @@ def test_strengths_are_those_of_choix():
 def trained():
     pairs = labelled(graded(clips(120, 0), 5, seed=0))
     losses = []
-    model = fit_reward_model(pairs, RewardModel(16, 4, width=48, depth=1), steps=150, on_step=lambda step, loss: losses.append(loss))
+    fresh = RewardModel(16, 4, width=48, depth=1)
+    model = fit_reward_model(pairs, fresh, steps=150, on_step=lambda step, loss: losses.append(loss))
     return model, losses
 
 

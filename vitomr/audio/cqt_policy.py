@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..figures import bare
 from ..nn.attention import PatchAttention
-from ..nn.decoding import Sampler, entropy_of
-from ..train.policy import Rollout, Sampling, Scored
+from ..nn.decoding import entropy_of
+from ..train.policy import Rollout, Sampling, Scored, restricted
 
 # %% ../../nbs/audio/cqt_policy.ipynb #0e8cddd9
 class Stem(nn.Module):
@@ -267,7 +267,7 @@ class CQTViTModel(nn.Module):
         return Rollout([list(x) for x in values], _scored(logp, levels), torch.zeros(b * n, dtype=torch.bool))
 
     def _distribution(self, states: Sequence, how: Sampling) -> torch.Tensor:  # (B, devices * T, V) log-probabilities
-        return rearrange(Sampler(how.temperature, how.top_k).distribution(self.logits(states)), "b n t v -> b (n t) v")
+        return rearrange(restricted(self.logits(states), how), "b n t v -> b (n t) v")
 
     def score(self, states: Sequence, actions: Sequence, how: Sampling, *, full: bool = False) -> Scored:
         "Log-probabilities of every device and frame, with gradient, from one forward pass over the states."
@@ -294,7 +294,7 @@ class CQTViTModel(nn.Module):
 
 
 def _drawn(logp: torch.Tensor, uniform: torch.Tensor, how: Sampling) -> torch.Tensor:  # (B, P, V), (B, P, n)
-    "Levels by the inverse of the cumulative distribution, as `Sampler.draw`, for several actions of a state at once."
+    "Levels by the inverse of the cumulative distribution, for several actions of a state at once."
     if how.temperature == 0:
         return logp.argmax(-1, keepdim=True).expand(uniform.shape)
     cdf = logp.double().exp().cumsum(-1)

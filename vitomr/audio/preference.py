@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import nn
 
 from .cqt_policy import Clip, CQTViTModel, Stem, flattened, stacked
-from ..figures import FAINT, INK, bare
+from ..figures import FAINT, bare
 from ..nn.attention import attend
 from ..nn.vit import sincos_positions
 
@@ -110,17 +110,26 @@ def graded(
     *,
     seed: int = 0,
     apart: float = 0.1,  # least difference of the two grades
+    samples: Sequence[Sequence[torch.Tensor]] | None = None,  # actions of each clip; their own faults are graded, too
 ) -> list[Pair]:
-    "The target with less and with more of a fault. Raises ValueError for a clip without target."
+    "The target with less and with more of a fault, of all devices or of one. Raises ValueError without a target."
     rng, found = np.random.default_rng([seed, 3]), []
-    for clip in clips:
+    for i, clip in enumerate(clips):
         if clip.target is None:
             raise ValueError(f"{clip.name or 'a clip'} has no target; graded perturbations start from it")
         for _ in range(n):
             name = list(FAULTS)[rng.integers(len(FAULTS))]
             less = rng.uniform(0, 1 - apart)
             more = rng.uniform(less + apart, 1)
-            a, b = (FAULTS[name](clip.target, grade, rng).clamp(0, 1) for grade in (less, more))
+            if samples is not None and rng.random() < 0.5:
+                name, own = "own", samples[i][rng.integers(len(samples[i]))]
+                a, b = (clip.target + g * (own - clip.target) for g in (less, more))
+            else:
+                a, b = (FAULTS[name](clip.target, g, rng).clamp(0, 1) for g in (less, more))
+            if rng.random() < 0.5:  # one device alone is wrong; the others are as in the better one
+                device = rng.integers(len(clip.target))
+                others = torch.arange(len(clip.target)) != device
+                b = torch.where(others[:, None], a, b)
             found.append(_mixed(clip, a, b, f"graded: {name}", rng))
     return found
 
@@ -238,6 +247,10 @@ class RewardModel(nn.Module):
         cqt: torch.Tensor,  # (B, 2, n_bins, T)
         action: torch.Tensor,  # (B, num_devices, T)
     ) -> torch.Tensor:  # (B,)
+        return self.scores(cqt, action).mean(1)
+
+    def scores(self, cqt: torch.Tensor, action: torch.Tensor) -> torch.Tensor:  # (B, patches): what each patch is worth
+        "Raises ValueError for other shapes."
         if cqt.shape[2] != self.shape[0] or action.shape[1] != self.shape[1] or cqt.shape[-1] != action.shape[-1]:
             raise ValueError(
                 f"sound {tuple(cqt.shape)} and action {tuple(action.shape)}; "
@@ -251,7 +264,7 @@ class RewardModel(nn.Module):
         sound, x = sound + places, x + places + sound  # a patch of the action also gets the sound of its own time
         for block in self.blocks:
             x = block(x, sound)
-        return self.head(self.norm(x)).mean((1, 2))
+        return self.head(self.norm(x))[..., 0]
 
     @torch.no_grad()
     def reward(self, states: Sequence, actions: Sequence, **columns) -> list[float]:
