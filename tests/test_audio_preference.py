@@ -129,10 +129,10 @@ def test_strengths_are_those_of_choix():
 
 @pytest.fixture(scope="module")
 def trained():
-    pairs = labelled(graded(clips(120, 0), 5, seed=0))
+    pairs = labelled(graded(clips(160, 0), 6, seed=0))
     losses = []
     fresh = RewardModel(16, 4, width=48, depth=1)
-    model = fit_reward_model(pairs, fresh, steps=150, on_step=lambda step, loss: losses.append(loss))
+    model = fit_reward_model(pairs, fresh, steps=400, on_step=lambda step, loss: losses.append(loss))
     return model, losses
 
 
