@@ -1122,6 +1122,30 @@ def test_the_command_line_practises(tmp_path, shards, model, capsys):
         assert words in err and err.count("\n") == 1, err
 
 
+def test_practice_on_a_folder_of_pictures_and_lmx(tmp_path, shards, model, capsys, monkeypatch):
+    "With a music reward and one's own beside it; a folder that holds neither says so."
+    save_reader(model, tmp_path / "init")
+    (tmp_path / "pairs").mkdir()
+    for i in range(4):
+        Image.fromarray(shards[i].img).save(tmp_path / "pairs" / f"{i}.png")
+        (tmp_path / "pairs" / f"{i}.lmx").write_text(" ".join(VOCABULARY[t] for t in shards[i].ids))
+    (tmp_path / "brief.py").write_text("def brief(pictures, readings): return [-len(r) / 100 for r in readings]")
+    monkeypatch.chdir(tmp_path)
+    call = ["train", "grpo", "--preset", "smoke", "--out", "run", "--init", "init", "--steps", "2"]
+    call += ["--set", "num_generations=4", "--set", "per_device_batch_size=8", "--set", "max_actions=12"]
+    rewards = ["--reward", "notes", "--reward", "brief:brief", "--reward-weight", "1", "--reward-weight", "0.5"]
+    assert main([*call, *rewards, "--data", "pairs"]) == 0
+    lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2 and {"term/TED", "term/LEN", "term/brief"} <= set(lines[0])
+    samples = [json.loads(x) for x in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert {x["reference"] for x in samples} <= {p.read_text() for p in (tmp_path / "pairs").glob("*.lmx")}
+    (tmp_path / "nothing").mkdir()
+    for data in ("nothing", "missing"):
+        assert main([*call, "--data", data]) == 2
+        err = capsys.readouterr().err
+        assert data in err and err.count("\n") == 1, err
+
+
 @pytest.fixture
 def scans(tmp_path):
     "Two lines of a real scan, a file that is no picture, and a picture without music."

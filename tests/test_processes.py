@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,43 +44,49 @@ def both_loops(shards, folder, n_processes, killed_at=0):
         chapter.train(cfg, shards, run, on_log=die if is_victim else None)
 
 
-WORKER = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-from test_processes import both_loops
-torch.set_num_threads(1)
-both_loops({shards!r}, {folder!r}, {n}, {killed_at})
-"""
-
-
-def launch(code, n):
-    "Start n processes as `accelerate launch` does; their exit statuses."
+def in_processes(n, work):
+    "Fork n processes that Accelerate takes for those of one run; their exit statuses, negative for a signal."
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     world = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    pipes = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    running = []
+    children = []
     for rank in range(n):
-        env = {**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        running.append(subprocess.Popen([sys.executable, "-c", code], env=env, **pipes))
-    said = [p.communicate(timeout=240)[0] for p in running]
-    return [p.returncode for p in running], "\n".join(said)[-3000:]
+        if not (child := os.fork()):
+            os.environ.update(world, RANK=str(rank), LOCAL_RANK=str(rank))
+            try:
+                work()
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+SCENE = """
+import json, sys
+sys.path.insert(0, {tests!r})
+import torch
+from test_processes import both_loops, in_processes
+torch.set_num_threads(1)
+run = lambda name, n, killed_at: in_processes(n, lambda: both_loops({shards!r}, {folder!r} + name, n, killed_at))
+codes = [run("/one", 1, 0), run("/two", 2, 3), run("/two", 2, 3)]
+print(json.dumps(codes))
+"""  # everything is imported once, before there are processes
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, shards):
     "Folders of one process, and of two that were interrupted."
     folder = tmp_path_factory.mktemp("runs")
-    given = {"tests": str(ROOT / "tests"), "shards": str(shards.folder)}
-    codes, said = launch(WORKER.format(**given, folder=str(folder / "one"), n=1, killed_at=0), 1)
-    assert codes == [0], said
-    code = WORKER.format(**given, folder=str(folder / "two"), n=2, killed_at=3)
-    codes, said = launch(code, 2)
-    assert codes[0] == -signal.SIGKILL and codes[1] != 0 and (folder / "two" / "decoder" / "killed").exists(), said
-    codes, said = launch(code, 2)
-    assert codes == [0, 0], said
+    code = SCENE.format(tests=str(ROOT / "tests"), shards=str(shards.folder), folder=str(folder))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, killed, again = json.loads(done.stdout.splitlines()[-1])
+    assert one == [0] and again == [0, 0], done.stderr[-3000:]
+    assert killed[0] == -signal.SIGKILL and killed[1] != 0 and (folder / "two" / "decoder" / "killed").exists()
     return folder
 
 

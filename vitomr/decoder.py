@@ -30,7 +30,14 @@ from .nn.vit import Encoder
 from .notation.lmx import PAD_ID, VOCABULARY, decode
 from .notation.metrics import token_distance
 from .train.loop import LoopConfig, accelerator_for, fit
-from .train.runs import WeightsError, load_checkpoint, load_weights, read_history, save_weights
+from vitomr.train.runs import (
+    WeightsError,
+    averaged_weights,
+    export_history,
+    load_checkpoint,
+    load_weights,
+    save_weights,
+)
 from .train.schedules import Schedule
 
 # %% ../nbs/01_decoder.ipynb #5b733b77
@@ -485,7 +492,7 @@ def export_run(
     "Write the averaged weights of a run (its best, with patience) and a thinned history. Raises `CheckpointError`."
     state = load_checkpoint(Path(run_dir) / "checkpoint.pt")
     model = Reader(ReaderConfig.from_dict(state["config"]["reader"]))
-    weights = (state.get("patience") or {}).get("weights") or state["ema"]
+    weights = averaged_weights(state)
     readers = [load_reader(other) for other in others]
     if wrong := [str(o) for o, r in zip(others, readers, strict=True) if r.cfg != model.cfg]:
         raise WeightsError(f"the weights in {wrong[0]} have another shape than the run's; no mean can be taken")
@@ -493,7 +500,5 @@ def export_run(
     weights = {k: sum([b[k] for b in beside], v) / (1 + len(beside)) for k, v in weights.items()}
     model.load_state_dict(weights)
     save_reader(model, folder)
-    history = read_history(run_dir)
-    kept = history[:: max(1, len(history) // 200)] + history[-1:]
-    (Path(folder) / "history.jsonl").write_text("".join(json.dumps(h) + "\n" for h in kept))
+    export_history(run_dir, folder)
     return model.eval()

@@ -32,7 +32,14 @@ from .nn.attention import PatchAttention, compute_dtype
 from .nn.vit import Encoder, sincos_positions
 from .page.staves import normalise
 from .train.loop import LoopConfig, accelerator_for, fit
-from .train.runs import WeightsError, load_checkpoint, load_weights, read_history, save_weights
+from vitomr.train.runs import (
+    WeightsError,
+    averaged_weights,
+    export_history,
+    load_checkpoint,
+    load_weights,
+    save_weights,
+)
 
 # %% ../nbs/00_mae.ipynb #77f7340a
 @dataclass(frozen=True)
@@ -451,11 +458,9 @@ def export_run(
     "Write the averaged weights of a run, finished or not, and a thinned history. Raises `CheckpointError`."
     state = load_checkpoint(Path(run_dir) / "checkpoint.pt")
     model = MAE(MaeConfig(**state["config"]["mae"]))
-    model.load_state_dict(state["ema"])
+    model.load_state_dict(averaged_weights(state))
     save_mae(model, folder)
-    history = read_history(run_dir)
-    kept = history[:: max(1, len(history) // 200)] + history[-1:]
-    (Path(folder) / "history.jsonl").write_text("".join(json.dumps(h) + "\n" for h in kept))
+    export_history(run_dir, folder)
     return model.eval()
 
 # %% ../nbs/00_mae.ipynb #c583b650

@@ -70,7 +70,10 @@ class DatasetPictures(Sequence):
         space: float,  # px, staff space that the reader reads at
         split: str | None = None,
     ):
-        self.items, self.space = [i for i in open_dataset(path, None, split) if "picture" in i.holds], space
+        self.items, self.space = (
+            [i for i in open_dataset(Path(path).resolve(), None, split) if "picture" in i.holds],
+            space,
+        )
         if not self.items:
             raise ValueError(
                 f"{path}: no item with a picture; expected a folder of .png with .lmx beside them, or records"

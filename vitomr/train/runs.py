@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRACKERS', 'CheckpointError', 'save_checkpoint', 'load_checkpoint', 'alone_in', 'read_history', 'differing',
-           'RunFolder', 'WeightsError', 'save_weights', 'load_weights', 'load_into', 'flat', 'Tracker', 'tracker',
-           'processes_asked_for', 'warn_of_missing_processes']
+           'RunFolder', 'WeightsError', 'save_weights', 'load_weights', 'averaged_weights', 'export_history',
+           'load_into', 'flat', 'Tracker', 'tracker', 'processes_asked_for', 'warn_of_missing_processes']
 
 # %% ../../nbs/train/runs.ipynb #aae78911
 import importlib
@@ -194,6 +194,24 @@ def load_weights(
         return load_file(path)
     except Exception as e:  # truncated, or something else by that name
         raise WeightsError(f"{path} cannot be read: {str(e).splitlines()[0][:120]}") from e
+
+
+def averaged_weights(
+    state: Mapping,  # of a checkpoint
+) -> dict[str, torch.Tensor]:
+    "The averaged weights of a run; with patience, those of its best evaluation."
+    return (state.get("patience") or {}).get("weights") or state["ema"]
+
+
+def export_history(
+    run_dir: str | Path,
+    folder: str | Path,  # of weights
+    n_lines: int = 200,
+) -> None:
+    "Write a thinned history of a run beside its weights."
+    history = read_history(run_dir)
+    kept = history[:: max(1, len(history) // n_lines)] + history[-1:]
+    (Path(folder) / "history.jsonl").write_text("".join(json.dumps(h) + "\n" for h in kept))
 
 
 @torch.no_grad()
