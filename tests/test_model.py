@@ -292,7 +292,7 @@ def test_weights_round_trip(smoke, tmp_path):
     ("name", "damage", "says"),
     [
         ("config.json", lambda p: p.unlink(), "config.json"),
-        ("model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:100]), "cannot be loaded"),
+        ("model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:100]), "cannot be read"),
         ("config.json", lambda p: p.write_text("{"), "cannot be loaded"),
         ("config.json", lambda p: p.write_text(json.dumps({"layers": 3})), "layers"),
         (

@@ -8,7 +8,7 @@ __all__ = ['READERS', 'TRAINING', 'ReaderConfig', 'DecoderBlock', 'Memory', 'Rea
            'TrainConfig', 'train', 'export_run']
 
 # %% ../nbs/01_decoder.ipynb #a3f7678c
-import json
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -23,21 +23,29 @@ from torch.utils.data import Subset
 
 from .data.batches import PICTURE_MIX, Batch, Batches, BatchPlan, loader, pad_pictures, prepare
 from .data.synthesis import Shards
+from .files import replace_file
 from .nn.attention import CrossAttention, SelfAttention, compute_dtype
 from .nn.decoding import greedy, without_control
 from .nn.kernels import Steps
+from vitomr.nn.loading import (
+    HEADS,
+    LAYERS,
+    STAFF_SPACE,
+    STEM_BLOCKS,
+    WIDTH,
+    Whole,
+    check_fields,
+    check_heads,
+    fitted,
+    model_of_run,
+    read_settings,
+)
 from .nn.vit import Encoder
 from .notation.lmx import PAD_ID, VOCABULARY, decode
 from .notation.metrics import token_distance
+from .sandbox import one_line, short_name
 from .train.loop import LoopConfig, accelerator_for, fit
-from vitomr.train.runs import (
-    WeightsError,
-    averaged_weights,
-    export_history,
-    load_checkpoint,
-    load_weights,
-    save_weights,
-)
+from .train.runs import WeightsError, export_history, load_weights, save_weights
 from .train.schedules import Schedule
 
 # %% ../nbs/01_decoder.ipynb #5b733b77
@@ -56,12 +64,27 @@ class ReaderConfig:
     vocabulary_size: int = len(VOCABULARY)
     staff_space: float = 6.0  # px of the pictures it reads
 
+    def __post_init__(self):
+        "Raises ValueError that names a field that is out of range."
+        ranges = {"stem_blocks": STEM_BLOCKS, "vocabulary_size": Whole(4, 100_000), "staff_space": STAFF_SPACE}
+        for side in ("encoder", "decoder"):
+            ranges |= {f"d_{side}": WIDTH, f"{side}_layers": LAYERS, f"{side}_heads": HEADS}
+        check_fields(self, ranges)
+        check_heads("encoder_heads", self.d_encoder, self.encoder_heads)
+        check_heads("decoder_heads", self.d_decoder, self.decoder_heads, even=True)
+        allowed, given = Whole(0, self.decoder_layers - 1), self.guided_layers
+        if not isinstance(given, tuple) or len(given) > LAYERS.high or not all(map(allowed.holds, given)):
+            raise ValueError(f"guided_layers is {reprlib.repr(given)}; expected a list with each {allowed}")
+
     @classmethod
     def from_dict(cls, d: dict) -> "ReaderConfig":
-        "Raises ValueError that names unknown settings."
+        "Raises ValueError that names unknown settings, and those out of range."
+        if not isinstance(d, dict):
+            raise ValueError(f"model settings are a {type(d).__name__}; expected an object")
         known = {f.name for f in fields(cls)}
         if unknown := set(d) - known:
-            raise ValueError(f"unknown model settings {sorted(unknown)}; this version knows {sorted(known)}")
+            given = reprlib.repr(sorted(unknown))
+            raise ValueError(f"unknown model settings {given}; this version knows {', '.join(sorted(known))}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
 
 
@@ -302,7 +325,7 @@ def save_reader(
 ) -> None:
     "Write a reader's weights, shape and vocabulary."
     save_weights(folder, model.state_dict(), asdict(model.cfg), dtype=dtype)
-    (Path(folder) / "vocabulary.txt").write_text("\n".join(VOCABULARY) + "\n")
+    replace_file(Path(folder) / "vocabulary.txt", "\n".join(VOCABULARY) + "\n")
 
 
 def load_reader(
@@ -310,21 +333,20 @@ def load_reader(
 ) -> Reader:
     "A reader in float32, ready to read. Raises `WeightsError` in one line."
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors", "vocabulary.txt"):
-        if not (folder / name).is_file():
-            raise WeightsError(
-                f"{folder} holds no {name}; weights are a folder of config.json, model.safetensors and vocabulary.txt"
-            )
-    if tuple((folder / "vocabulary.txt").read_text().split()) != VOCABULARY:
-        raise WeightsError(
-            f"{folder / 'vocabulary.txt'} is not the vocabulary of this version; the weights would read nonsense"
-        )
     try:
-        model = Reader(ReaderConfig.from_dict(json.loads((folder / "config.json").read_text())))
-        model.load_state_dict({k: v.float() for k, v in load_weights(folder).items()})
-    except Exception as e:  # not JSON, a wrong shape, a truncated file
-        raise WeightsError(f"the weights in {folder} cannot be loaded: {str(e).splitlines()[0][:160]}") from e
-    return model.eval()
+        for name in ("config.json", "model.safetensors", "vocabulary.txt"):
+            if not (folder / name).is_file():
+                what = "weights are a folder of config.json, model.safetensors and vocabulary.txt"
+                raise WeightsError(f"{short_name(str(folder))} holds no {name}; {what}")
+        if (folder / "vocabulary.txt").read_bytes().decode(errors="replace").split() != list(VOCABULARY):
+            what = "is not the vocabulary of this version; the weights would read nonsense"
+            raise WeightsError(f"vocabulary.txt in {short_name(str(folder))} {what}")
+        cfg = ReaderConfig.from_dict(read_settings(folder / "config.json"))
+        return fitted(lambda: Reader(cfg), load_weights(folder)).eval()
+    except WeightsError as e:
+        raise WeightsError(one_line(e)) from None
+    except (ValueError, OSError, RuntimeError) as e:
+        raise WeightsError(one_line(f"the weights in {short_name(str(folder))} cannot be loaded: {e}")) from e
 
 # %% ../nbs/01_decoder.ipynb #ec93ff7a
 def grow(
@@ -490,15 +512,13 @@ def export_run(
     others: Sequence[str | Path] = (),  # weights to take the mean with: those that the run began with, other runs'
 ) -> Reader:
     "Write the averaged weights of a run (its best, with patience) and a thinned history. Raises `CheckpointError`."
-    state = load_checkpoint(Path(run_dir) / "checkpoint.pt")
-    model = Reader(ReaderConfig.from_dict(state["config"]["reader"]))
-    weights = averaged_weights(state)
+    model = model_of_run(run_dir, "reader", lambda d: Reader(ReaderConfig.from_dict(d)))
+    weights = model.state_dict()
     readers = [load_reader(other) for other in others]
     if wrong := [str(o) for o, r in zip(others, readers, strict=True) if r.cfg != model.cfg]:
         raise WeightsError(f"the weights in {wrong[0]} have another shape than the run's; no mean can be taken")
     beside = [r.state_dict() for r in readers]
-    weights = {k: sum([b[k] for b in beside], v) / (1 + len(beside)) for k, v in weights.items()}
-    model.load_state_dict(weights)
+    model.load_state_dict({k: sum([b[k] for b in beside], v) / (1 + len(beside)) for k, v in weights.items()})
     save_reader(model, folder)
     export_history(run_dir, folder)
     return model.eval()

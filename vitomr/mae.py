@@ -11,8 +11,9 @@ __all__ = ['MAES', 'EPSILON', 'TONE', 'mae_loss', 'TRAINING', 'MaeConfig', 'hide
 
 # %% ../nbs/00_mae.ipynb #a7202f6f
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,12 +30,24 @@ from .data.datasets import PICTURE_SUFFIXES, READ_ERRORS, DatasetError, Item, fi
 from .data.degrade import Geometry, Preset, degrade, sources
 from .data.synthesis import Shards
 from .nn.attention import PatchAttention, compute_dtype
+from vitomr.nn.loading import (
+    HEADS,
+    LAYERS,
+    STAFF_SPACE,
+    STEM_BLOCKS,
+    WIDTH,
+    check_fields,
+    check_heads,
+    fitted,
+    model_of_run,
+    read_settings,
+)
 from .nn.vit import Encoder, sincos_positions
 from .page.staves import normalise
+from .sandbox import one_line, short_name
 from .train.loop import LoopConfig, accelerator_for, fit
 from vitomr.train.runs import (
     WeightsError,
-    averaged_weights,
     export_history,
     load_checkpoint,
     load_weights,
@@ -54,6 +67,24 @@ class MaeConfig:
     decoder_layers: int = 3
     decoder_heads: int = 4
     staff_space: float = 6.0  # px of the pictures it sees
+
+    def __post_init__(self):
+        "Raises ValueError that names a field that is out of range."
+        ranges = {"stem_blocks": STEM_BLOCKS, "staff_space": STAFF_SPACE}
+        for side in ("encoder", "decoder"):
+            ranges |= {f"d_{side}": WIDTH, f"{side}_layers": LAYERS, f"{side}_heads": HEADS}
+        check_fields(self, ranges)
+        for side, width in (("encoder", self.d_encoder), ("decoder", self.d_decoder)):
+            check_heads(f"{side}_heads", width, getattr(self, f"{side}_heads"))
+
+    @classmethod
+    def from_dict(cls, d: dict) -> "MaeConfig":
+        "Raises ValueError that names unknown settings, and those out of range."
+        known = {f.name for f in fields(cls)}
+        if not isinstance(d, dict) or (unknown := set(d) - known):
+            given = f"the settings {reprlib.repr(sorted(unknown))}" if isinstance(d, dict) else f"a {type(d).__name__}"
+            raise ValueError(f"MAE settings hold {given}; this version knows {sorted(known)}")
+        return cls(**d)
 
 
 MAES = {
@@ -432,22 +463,24 @@ def load_mae(
 ) -> MAE:
     "A model in float32. Raises `MaeWeightsError` in one line."
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise MaeWeightsError(f"{folder} holds no {name}; MAE weights are config.json and model.safetensors")
     try:
-        model = MAE(MaeConfig(**json.loads((folder / "config.json").read_text())["mae"]))
-        model.load_state_dict({k: v.float() for k, v in load_weights(folder).items()})
-    except Exception as e:  # not JSON, no MAE, a wrong shape, a truncated file
-        raise MaeWeightsError(f"the MAE weights in {folder} cannot be loaded: {str(e).splitlines()[0][:160]}") from e
-    return model.eval()
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                what = "MAE weights are config.json and model.safetensors"
+                raise MaeWeightsError(f"{short_name(str(folder))} holds no {name}; {what}")
+        cfg = MaeConfig.from_dict(read_settings(folder / "config.json").get("mae"))
+        return fitted(lambda: MAE(cfg), load_weights(folder)).eval()
+    except MaeWeightsError:
+        raise
+    except (ValueError, OSError, RuntimeError) as e:
+        raise MaeWeightsError(one_line(f"the MAE weights in {short_name(str(folder))} cannot be loaded: {e}")) from e
 
 # %% ../nbs/00_mae.ipynb #26ba43f9
 def is_mae_run(run_dir: str | Path) -> bool:
     "Whether a run folder is that of a pretraining."
     try:
         return "mae" in json.loads((Path(run_dir) / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
@@ -456,9 +489,7 @@ def export_run(
     folder: str | Path,  # for the weights
 ) -> MAE:
     "Write the averaged weights of a run, finished or not, and a thinned history. Raises `CheckpointError`."
-    state = load_checkpoint(Path(run_dir) / "checkpoint.pt")
-    model = MAE(MaeConfig(**state["config"]["mae"]))
-    model.load_state_dict(averaged_weights(state))
+    model = model_of_run(run_dir, "mae", lambda d: MAE(MaeConfig.from_dict(d)))
     save_mae(model, folder)
     export_history(run_dir, folder)
     return model.eval()
@@ -470,7 +501,7 @@ def encoder_weights(
     "The encoder's weights in float32, averaged where it is a run. Raises ValueError in one line."
     path = Path(path)
     if (path / "checkpoint.pt").is_file():
-        state = load_checkpoint(path / "checkpoint.pt")["ema"]
+        state = load_checkpoint(path / "checkpoint.pt").get("ema")
     elif (path / "model.safetensors").is_file():
         try:
             state = load_weights(path)
@@ -478,7 +509,9 @@ def encoder_weights(
             raise MaeWeightsError(str(e)) from None
     else:
         raise MaeWeightsError(f"no encoder in {path}: expected checkpoint.pt of a run, or model.safetensors")
-    own = {k.removeprefix("encoder."): v.float() for k, v in state.items() if k.startswith("encoder.")}
+    state = state if isinstance(state, Mapping) else {}
+    named = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    own = {k.removeprefix("encoder."): v.float() for k, v in named.items() if k.startswith("encoder.")}
     if not own:
         raise MaeWeightsError(f"{path} holds no encoder; it takes a run or weights of an MAE or of a reader")
     return own
@@ -490,7 +523,7 @@ def load_encoder(
 ) -> None:
     "Start an encoder from pretrained weights. Raises ValueError when shapes differ; then nothing was changed."
     new, own = encoder_weights(path), encoder.state_dict()
-    shape = lambda w: f"width {len(w['norm.weight'])}, {sum(k.endswith('norm1.weight') for k in w)} layers"
+    shape = lambda w: f"width {len(w.get('norm.weight', ()))}, {sum(k.endswith('norm1.weight') for k in w)} layers"
     if {k: v.shape for k, v in new.items()} != {k: v.shape for k, v in own.items()}:
         raise MaeWeightsError(
             f"the encoder in {path} ({shape(new)}) does not fit this one ({shape(own)}); take the preset it is of"

@@ -180,7 +180,7 @@ def save_weights(
     folder.mkdir(parents=True, exist_ok=True)
     cast = {k: v.detach().to(dtype or v.dtype).cpu().contiguous().clone() for k, v in tensors.items()}
     save_file(cast, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    _replace(folder / "config.json", lambda f: f.write((json.dumps(config, indent=1) + "\n").encode()))
 
 
 def load_weights(
@@ -211,7 +211,8 @@ def export_history(
     "Write a thinned history of a run beside its weights."
     history = read_history(run_dir)
     kept = history[:: max(1, len(history) // n_lines)] + history[-1:]
-    (Path(folder) / "history.jsonl").write_text("".join(json.dumps(h) + "\n" for h in kept))
+    lines = "".join(json.dumps(h) + "\n" for h in kept)
+    _replace(Path(folder) / "history.jsonl", lambda f: f.write(lines.encode()))
 
 
 @torch.no_grad()
