@@ -12,7 +12,7 @@ sys.path.insert(0, str(FUZZ))
 harness = importlib.import_module("harness")
 
 
-@pytest.mark.parametrize(("name", "count"), [("tokens", 60), ("scores", 40), ("pictures", 20)])
+@pytest.mark.parametrize(("name", "count"), [("tokens", 60), ("scores", 40), ("pictures", 20), ("weights", 60)])
 def test_a_short_run_finds_nothing(name, count):
     report = harness.run(name, importlib.import_module(name).check, count, seed=7000)
     assert report.n == count and not report.defects, report.defects[:3]
