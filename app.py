@@ -74,7 +74,7 @@ EXAMPLES = {
     "schumann-rosen-voice": "Schumann, voice",
     "pages/bach-invention-1": "Bach, the whole page",
 }
-PENALTIES = {term for preset in PRESETS.values() for term, weight in preset.weights.items() if weight < 0}
+PENALTIES = {name for name, term in TERMS.items() if term.is_penalty}
 listeners = Listeners(
     lambda event: getattr(demo._queue.event_ids_to_events.get(event), "session_hash", None),
     grace=inf if spaces else GRACE,  # ZeroGPU reads in a process of its own, which does not see who listens

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitomr.figures import TERM_COLOURS
 from vitomr.notation.lmx import VOCABULARY, delinearise, encode, linearise
 from vitomr.notation.metrics import pair_parts
 from vitomr.notation.tedn import tedn
@@ -274,3 +275,11 @@ def test_a_truth_without_parts_is_refused():
         reward_of_score([BAR], [])
     with pytest.raises(ValueError, match="unknown reward preset"):
         reward_of_score([BAR], [BAR], "other")
+
+
+def test_a_term_is_one_record_for_all():
+    "Its sign is that of its weight in every preset, its colour that of the figures."
+    for preset in PRESETS.values():
+        assert all(TERMS[t].is_penalty == (w < 0) for t, w in preset.weights.items())
+    assert {t: term.colour for t, term in TERMS.items()} == TERM_COLOURS
+    assert all(term.name == t and 3 < len(term.meaning) < 30 for t, term in TERMS.items())

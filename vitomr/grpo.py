@@ -51,7 +51,8 @@ def plot_kinds(results: dict) -> plt.Figure:
         label = kinds[-1] if kinds.count(kinds[-1]) == 1 else ""
         axes[0].errorbar(x, y, up, across, fmt="o", ms=5, lw=0.6, color=_arm_colour(arm), label=label)
     axes[0].legend(frameon=False, fontsize=8)
-    x, y = (f"TEDn on {name}, %" for name in results["parts"])
+    people_say = {"other-dev": "new music", "dev": "the songs it knew"}
+    x, y = (f"TEDn on {people_say.get(name, name)}, %" for name in results["parts"])
     bare(axes[0], x, y).set(xlim=(0, None), ylim=(0, None))
     for arm, curve in results["rewards"].items():
         kind = arm.split()[0]

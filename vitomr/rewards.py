@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'TERMS', 'PRESETS', 'BLIND_SPOTS', 'ATTACKS', 'note_spans', 'measures', 'corrupt', 'ted', 'tedn_score',
-           'wf', 'f1', 'rep', 'length', 'note', 'bars', 'mcr', 'Preset', 'Breakdown', 'reward_group', 'reward',
+           'wf', 'f1', 'rep', 'length', 'note', 'bars', 'mcr', 'Term', 'Preset', 'Breakdown', 'reward_group', 'reward',
            'reward_of_bars', 'bar_of_tokens', 'consensus', 'tokens_of_parts', 'tokens_of_musicxml', 'reward_of_score',
            'is_attack', 'honest', 'Judgement', 'read_judgements', 'agreement', 'crowd_agreement', 'agreement_interval',
            'read_scores', 'tokens_of', 'read_costs']
@@ -256,18 +256,40 @@ def mcr(
     return max(0.0, 1.0 - cost / whole) if whole else 1.0
 
 # %% ../nbs/02_rewards.ipynb #afbee659
-TERMS: dict[str, Callable[..., float]] = {
-    "TED": ted,
-    "TEDn": tedn_score,
-    "WF": wf,
-    "F1": f1,
-    "REP": rep,
-    "LEN": length,
-    "NOTE": note,
-    "BARS": bars,
-    "MCR": mcr,
+@dataclass(frozen=True)
+class Term:
+    "A reward term: all that the trainer, the notebooks and the app know of it."
+
+    name: str
+    function: Callable[..., float]  # (prediction, reference, **options)
+    meaning: str  # for people
+    is_penalty: bool = False
+    by_tree: bool = False  # takes the tree edit distance as `distance`
+
+    def __call__(self, *args, **options) -> float:
+        return self.function(*args, **options)
+
+    @property
+    def colour(self) -> str:
+        from vitomr.figures import TERM_COLOURS
+
+        return TERM_COLOURS[self.name]
+
+
+TERMS: dict[str, Term] = {
+    term.name: term
+    for term in (
+        Term("TED", ted, "few edits of the tree", by_tree=True),
+        Term("TEDn", tedn_score, "few for the tree's size", by_tree=True),
+        Term("WF", wf, "well formed"),
+        Term("F1", f1, "tokens in common"),
+        Term("REP", rep, "repeats itself", is_penalty=True),
+        Term("LEN", length, "wrong length", is_penalty=True),
+        Term("NOTE", note, "notes in common"),
+        Term("BARS", bars, "bars that add up"),
+        Term("MCR", mcr, "little left to correct"),
+    )
 }
-_BY_TREE = ("TED", "TEDn")  # terms that need the tree edit distance
 
 
 @dataclass(frozen=True)
@@ -349,12 +371,12 @@ def reward_group(
         raise ValueError(f"unknown reward terms {sorted(unknown)}; choose from {', '.join(TERMS)}")
     preds = [_strings(p) for p in preds]
     true = _strings(true)
-    trees = tedn_group(preds, true) if any(t in _BY_TREE for t in weights) else [None] * len(preds)
+    trees = tedn_group(preds, true) if any(TERMS[t].by_tree for t in weights) else [None] * len(preds)
     known: dict[tuple, dict[str, float]] = {}
     for pred, tree in zip(preds, trees, strict=True):
         if (key := tuple(pred)) not in known:
             known[key] = {
-                t: TERMS[t](pred, true, **preset.options.get(t, {}), **({"distance": tree} if t in _BY_TREE else {}))
+                t: TERMS[t](pred, true, **preset.options.get(t, {}), **({"distance": tree} if TERMS[t].by_tree else {}))
                 for t in weights
             }
     return [Breakdown(known[tuple(p)], weights) for p in preds]

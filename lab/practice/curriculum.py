@@ -29,7 +29,7 @@ from vitomr.reading.pictures import read_pictures  # noqa: E402
 from vitomr.reading.policy import Picture, ReaderPolicy  # noqa: E402
 from vitomr.train.runs import read_history  # noqa: E402
 
-SMALL = {"num_generations": 8, "per_device_batch_size": 64, "rollout_batch": 64, "lengths": 100.0, "shortest": 20}
+SMALL = {"num_generations": 8, "per_device_batch_size": 32, "rollout_batch": 32, "lengths": 100.0, "shortest": 20}
 ARMS = {
     "constant": ("tiny", {"reward": "notes", "max_actions": 130}),
     "curriculum": ("notes", {"max_actions": [64, 130]}),
@@ -41,8 +41,8 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--work", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True)
-    p.add_argument("--steps", type=int, default=30)
-    p.add_argument("--limit", type=int, default=120, help="dev excerpts")
+    p.add_argument("--steps", type=int, default=16)
+    p.add_argument("--limit", type=int, default=100, help="dev excerpts")
     args = p.parse_args()
     torch.set_num_threads(1)
     for split, n, seed in (("train", 600, 1), ("dev", 200, 2)):
