@@ -355,6 +355,31 @@ class Writer:
         return self.score(states, actions, Sampling()).logp.sum(1)
 
 
+class Ragged(Writer):
+    def score(self, states, actions, how, *, full=False):
+        s = super().score(states, actions, how, full=full)
+        return Scored(s.logp, s.mask[:, :1])
+
+
+class Fewer(Writer):
+    def rollout(self, states, n, how, seed):
+        got = super().rollout(states, n, how, seed)
+        return Rollout(got.actions[1:], got.scored, got.truncated)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (Ragged, "gave logp (16, 2) and mask (16, 1) of torch.bool; expected (16, T) for both"),
+        (Fewer, "Fewer.rollout returned groups of [4, 4, 4]; expected 4 groups of 4"),
+    ],
+)
+def test_wrong_shapes_of_tokens_are_one_line(make, words, tmp_path):
+    with pytest.raises(ValueError) as e:
+        practise(make(), range(4), token_sum, cfg=config(), run_dir=tmp_path)
+    assert words in str(e.value) and "\n" not in str(e.value) and len(str(e.value)) <= 200
+
+
 def token_sum(states, actions):
     return [float(sum(a)) for a in actions]
 

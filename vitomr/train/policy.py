@@ -10,7 +10,7 @@ __all__ = ['PolicyModel', 'Scored', 'Rollout', 'Sampling', 'TokenPolicy', 'Super
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -136,10 +136,27 @@ def _generate(policy: PolicyModel, states: Sequence, n: int, how: Sampling, seed
     return [group[:n] for group in actions]
 
 # %% ../../nbs/train/policy.ipynb #c44817a9
+def _checked(policy: TokenPolicy, method: str, scored: Scored, n: int) -> Scored:
+    "Raises ValueError in one line when there are not n rows."
+    shapes = tuple(scored.logp.shape), tuple(scored.mask.shape)
+    if len(shapes[0]) != 2 or shapes[0] != shapes[1] or shapes[0][0] != n or scored.mask.dtype != torch.bool:
+        raise ValueError(
+            f"{type(policy).__name__}.{method} gave logp {shapes[0]} and mask {shapes[1]} of {scored.mask.dtype}; "
+            f"expected ({n}, T) for both, the mask bool"
+        )
+    return scored
+
+
 def rollout_of(policy: PolicyModel, states: Sequence, n: int, how: Sampling, seed: int) -> Rollout:
     "Sample n actions for each state. Raises ValueError in one line when what comes back has a wrong shape."
     if isinstance(policy, TokenPolicy):
-        return policy.rollout(states, n, how, seed)
+        got = policy.rollout(states, n, how, seed)
+        if [len(g) for g in got.actions] != [n] * len(states) or len(got.truncated) != n * len(states):
+            raise ValueError(
+                f"{type(policy).__name__}.rollout returned groups of {[len(g) for g in got.actions][:4]}; expected "
+                f"{len(states)} groups of {n}, and `truncated` of {n * len(states)}"
+            )
+        return replace(got, scored=_checked(policy, "rollout", got.scored, n * len(states)))
     actions = _generate(policy, states, n, how, seed)
     with torch.no_grad():
         scored = score_of(policy, states, actions, how)
@@ -151,7 +168,7 @@ def score_of(
 ) -> Scored:
     "Log-probabilities with gradient, of nested actions. Raises ValueError in one line."
     if isinstance(policy, TokenPolicy):
-        return policy.score(states, actions, how, full=full)
+        return _checked(policy, "score", policy.score(states, actions, how, full=full), sum(map(len, actions)))
     who, n = f"{type(policy).__name__}.get_log_probabilities", sum(map(len, actions))
     options = {"temperature": how.temperature} if takes_temperature(policy) else {}
     if not options and how.temperature != 1:
