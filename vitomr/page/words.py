@@ -75,7 +75,9 @@ def _engine():
             raise WordsError(f"rapidocr holds no weights to read words with ({step}); install rapidocr 3.10 again")
         given[f"{step.title()}.model_path"] = str(found[-1])
     quiet = {"Global.log_level": "critical", "Global.use_cls": False, "Global.max_side_len": 4000}
-    quiet["EngineConfig.onnxruntime.intra_op_num_threads"] = min(4, os.cpu_count() or 1)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    n_threads = int(threads) if threads.isdecimal() and threads != "0" else min(4, os.cpu_count() or 1)
+    quiet["EngineConfig.onnxruntime.intra_op_num_threads"] = n_threads
     return rapidocr.RapidOCR(params=given | quiet)
 
 # %% ../../nbs/page/words.ipynb #3fa1f4ad
