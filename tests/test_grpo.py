@@ -358,7 +358,7 @@ def test_what_a_policy_lacks_is_said_in_one_line(tmp_path):
     for given, words in (
         ({"entropy_bonus": 0.1}, "entropy_bonus: Bandit has no tokens"),
         ({"use_kl": True, "kl_approximator": "full"}, "full KL: Bandit"),
-        ({"ce_weight": [0.1, 0]}, "ce_weight: Bandit cannot be taught"),
+        ({"ce_weight": [0.1, 0]}, "ce_weight: Bandit has no method `supervised`"),
     ):
         with pytest.raises(ValueError, match=words):
             context(Bandit(), **given)

@@ -370,7 +370,10 @@ def accelerator_for(device: str = "cpu"):
     "Accelerate's view of the processes; on the CPU unless a GPU is asked for."
     from accelerate import Accelerator
 
-    return Accelerator(cpu=torch.device(device).type == "cpu")
+    try:
+        return Accelerator(cpu=torch.device(device).type == "cpu")
+    except ValueError:  # this process has used its GPU before; the loop goes by `device`
+        return Accelerator()
 
 # %% ../../nbs/train/loop.ipynb #9c327b90
 def _with_average(model: nn.Module, ema: Ema, evaluate: Callable, step: int) -> dict:

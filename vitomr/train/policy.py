@@ -25,7 +25,7 @@ class PolicyModel(Protocol):
 
     def generate_actions(
         self, states: Sequence, num_actions_per_state: int, *, temperature: float = 1.0
-    ) -> Sequence: ...  # nested (B lists of n) or flat (B · n); draws from torch's global generator
+    ) -> Sequence: ...  # nested (B lists of n) or flat (B · n); samples from torch's global generator
 
     def get_log_probabilities(
         self, states: Sequence, actions: Sequence

@@ -201,7 +201,7 @@ def _check_policy(policy: PolicyModel, cfg: PracticeConfig, kl: set[str]) -> Non
                 "sampled at one temperature and scored at another; add it, or leave the temperature at 1"
             )
     if not isinstance(policy, SupervisedPolicy) and any(cfg.at(cfg.ce_weight, s) for s in ends):
-        raise ValueError(f"ce_weight: {who} cannot be taught; leave it at 0")
+        raise ValueError(f"ce_weight: {who} has no method `supervised`; leave it at 0")
 
 # %% ../../nbs/train/step.ipynb #1940838a
 _functions: list[RewardFunction] = []  # of a reward worker
