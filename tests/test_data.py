@@ -64,6 +64,7 @@ from vitomr.notation.score import (
     parts,
     placed_notes,
 )
+from vitomr.sandbox import pool
 
 
 @pytest.fixture
@@ -169,6 +170,15 @@ def test_two_processes_give_what_one_gives_without_a_score_that_ends_the_engrave
         assert "SIGSEGV" in bad[0][1] and len(bad[0][1]) <= 200
     one, two = Shards(tmp_path / "1"), Shards(tmp_path / "2")
     assert same(one, two) and {one[i].song for i in range(len(one))} == {"a", "b"}
+
+
+def test_an_engraving_is_the_same_text_in_every_process(excerpts, piano):
+    scores = [as_score(copy.deepcopy(e)) for e in (*excerpts[:8], piano)]
+    layouts = [random_layout(np.random.default_rng(i)) for i in range(len(scores))]
+    first = [engrave(s, **layout).svg for s, layout in zip(scores, layouts, strict=True)]
+    pool().close()  # the next worker is a new process, and engraves them the other way round
+    again = [engrave(s, **layout).svg for s, layout in zip(scores[::-1], layouts[::-1], strict=True)][::-1]
+    assert first == again and len(set(first)) == len(first)
 
 
 def test_a_stopped_build_goes_on(folder, tmp_path, monkeypatch):
