@@ -300,16 +300,18 @@ def reveal(taken: dict | None) -> list:
 
 def looked(taken: dict | None, line: int | None) -> str:
     "The look at one line."
-    if not taken or (line or 0) not in range(len(taken["sheets"][taken["at"]].lines)):
+    lines = taken["sheets"][taken["at"]].lines if taken else []
+    line = line or 0
+    if not isinstance(line, int) or line not in range(len(lines)):
         return ""
-    seen = taken["sheets"][taken["at"]].lines[line or 0]
+    seen = lines[line]
     tokens = views.tokens_html(seen.look.tokens, seen.look.logp[:-1].tolist())
     return views.attention_html(seen.img, seen.look) + '<p class="said" aria-live="polite"></p>' + tokens
 
 
 def select(taken: dict | None, at: int | None) -> Iterator:
     "Another of the readings."
-    if not taken or at not in range(len(taken["sheets"])):
+    if not taken or not isinstance(at, int) or at not in range(len(taken["sheets"])):
         yield [gr.skip()] * (len(DOWNLOADS) + 5)
         return
     yield from present(taken["sheets"], at)
@@ -379,7 +381,7 @@ def number_in(field) -> float:
 
 def rescore(measured: dict | None, preset: str, *weights: float) -> list:
     "The rewards under the weights of the fields, from what was measured."
-    if not measured or preset not in measured["of"]:
+    if not measured or not isinstance(preset, str) or preset not in measured["of"]:
         return [gr.skip(), gr.skip()]
     new = dict(zip(TERMS, map(number_in, weights), strict=True))
     group = [b.reweighted(new) for b in measured["of"][preset]]
@@ -422,6 +424,8 @@ def fields_of(preset: str) -> list[dict]:
 
 def choose(measured: dict | None, preset: str) -> list:
     "The rewards under a preset, and its weights in the fields."
+    if not (isinstance(preset, str) and preset in PRESETS):
+        return [gr.skip()] * (2 + len(TERMS))
     fields = fields_of(preset)
     return [*rescore(measured, preset, *(f["value"] for f in fields)), *(gr.update(**f) for f in fields)]
 
@@ -629,25 +633,25 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
     )  # fmt: skip
 
     shown = {"show_progress": "hidden", **private}
-    picked = readings.input(select, [taken, readings], outputs, **shown)
+    as_is = {"preprocess": False}  # what a program sends is looked at here
+    picked = readings.input(select, [taken, readings], outputs, **shown, **as_is)
     corrected = [
         apply_lmx.click(edit_lmx, [taken, lmx], [edited, *outputs], **shown),
         apply_xml.click(edit_musicxml, [taken, xml], [edited, *outputs], **shown),
     ]
-    line.input(looked, [taken, line], gaze, **shown)
+    line.input(looked, [taken, line], gaze, **shown, **as_is)
     dreamt = [imagine, [taken, ratio, mask_seed], imagined]
     if seer():
         gr.on([ratio.release, mask_seed.input], *dreamt, **shown)
 
     scoring = {"show_progress": "hidden", "trigger_mode": "always_last", **private}
-    as_is = {"preprocess": False}  # as for pictures; and a number beyond the end of its slider is a weight too
     for event in (*(r.then for r in (*reading, picked, *corrected)), truth.upload, truth.clear):
-        event(measure, [taken, truth, preset, *weights], compared, **scoring, **as_is)
+        event(measure, [taken, truth, preset, *weights], compared, **scoring, **as_is)  # any number is a weight
     for event in (*reading, picked, *corrected):
         event.then(reveal, taken, belongings, **shown)
         if seer():
             event.then(*dreamt, **shown)
-    preset.input(choose, [measured, preset], [earned, group, *weights], queue=False, **scoring)
+    preset.input(choose, [measured, preset], [earned, group, *weights], queue=False, **scoring, **as_is)
     gr.on(
         [w.input for w in weights], rescore, [measured, preset, *weights], [earned, group],
         queue=False, **scoring, **as_is,
