@@ -63,6 +63,7 @@ MAX_PAGES = int(os.environ.get("VITOMR_MAX_PAGES") or 8)  # read at a time: othe
 HERE = Path(__file__).parent
 UPDATE_SECONDS = 0.1  # at least, between two views of a growing score
 MCP = bool(os.environ.get("VITOMR_MCP"))
+PAIRS = os.environ.get("VITOMR_PAIRS")  # a folder of pairs of audio actions to choose between
 DOWNLOADS = {"MusicXML": ".musicxml", "MXL": ".mxl", "MIDI": ".mid", "PDF": ".pdf", "SVG": ".svg", "LMX": ".lmx"}
 EXAMPLES = {
     "bach-invention-1-scan-1": "Bach, a scan of 1853",
@@ -597,6 +598,15 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
             )  # fmt: skip
             gr.Markdown("### The model card")
             gr.Markdown(card(), elem_id="card")
+        if PAIRS:
+            from vitomr.audio.labels import KEYS, LabelStore, label_controls
+            from vitomr.audio.preference import load_pairs
+
+            with gr.Tab("Which is better?"):
+                store = LabelStore(Path(PAIRS) / "choices.jsonl", load_pairs(PAIRS))
+                next_pair, pair_outputs = label_controls(store)
+            demo.load(next_pair, None, pair_outputs, **private)
+            demo.load(None, None, None, js=KEYS)
     with gr.Accordion("What is this", open=False):
         gr.Markdown(ABOUT)
 

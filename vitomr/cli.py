@@ -89,8 +89,8 @@ def parser() -> argparse.ArgumentParser:
     g.set_defaults(run=data_download)
 
     r = commands.add_parser("train", help="train a model of a chapter; goes on where it stopped")
-    r.add_argument("chapter", nargs="?", default="decoder", help="decoder (a reader, when left out), mae or grpo")
-    r.add_argument("--preset", default="tiny", help="smoke, tiny or base; for grpo also notes")
+    r.add_argument("chapter", nargs="?", default="decoder", help="decoder (a reader, when left out), mae, grpo or audio")
+    r.add_argument("--preset", default="tiny", help="smoke, tiny or base; for grpo also notes; for audio smoke, chorales or rounds")
     r.add_argument(
         "--data", type=Path, required=True, action="append",
         help="a folder of shards, or several: --data A --data B; for mae also folders of pictures; for grpo also one"
@@ -465,7 +465,7 @@ def _train_policy(args, **callbacks) -> None:
 
 def _one(given: list, name: str) -> list:
     if len(given) != 1:
-        raise ValueError(f"{name} was given {len(given)} times; with --policy give it once")
+        raise ValueError(f"{name} was given {len(given)} times; give it once")
     return given
 
 
@@ -504,7 +504,20 @@ def _other_music(args, cfg, is_dataset: bool):
     return data
 
 
-CHAPTERS = {"decoder": train_decoder, "mae": train_mae, "grpo": train_grpo}
+def train_audio(args, on_log) -> None:
+    "Devices that follow the loudness of parts, by GRPO."
+    from vitomr.audio.practice import EXPERIMENTS
+    from vitomr.audio.practice import train as practise
+
+    if args.preset not in EXPERIMENTS:
+        raise ValueError(f"unknown preset {args.preset!r}; choose from {', '.join(EXPERIMENTS)}")
+    (data,), (pairs,) = _one(args.data, "--data"), _one(args.reward or [None], "--reward")
+    settings = {**_loop_settings(args), **dict(_setting(s) for s in args.set)}
+    about = {"data": data, "pairs": pairs, "init": args.init, "settings": settings}
+    practise(EXPERIMENTS[args.preset], args.out, **about, on_log=on_log)
+
+
+CHAPTERS = {"decoder": train_decoder, "mae": train_mae, "grpo": train_grpo, "audio": train_audio}
 
 
 def _setting(text: str) -> tuple:

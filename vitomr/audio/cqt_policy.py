@@ -7,9 +7,11 @@ __all__ = ['DEVICES', 'DEVICE_COLOURS', 'Stem', 'column_mask', 'Int8Linear', 'to
            'stacked', 'flattened', 'CQTViTModel', 'peak_bytes', 'weight_bytes', 'memory', 'plot_curves']
 
 # %% ../../nbs/audio/cqt_policy.ipynb #435f0052
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -25,6 +27,7 @@ from ..figures import bare
 from ..nn.attention import PatchAttention
 from ..nn.decoding import entropy_of
 from ..train.policy import Rollout, Sampling, Scored, restricted
+from ..train.runs import WeightsError, load_into, save_weights
 
 # %% ../../nbs/audio/cqt_policy.ipynb #0e8cddd9
 class Stem(nn.Module):
@@ -188,9 +191,32 @@ class CQTViTModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(cqt_shape, num_devices, distribution_size, patch_size, width, depth, heads)
+        model.config = {
+            "cqt_shape": list(cqt_shape), "num_devices": num_devices, "distribution_size": distribution_size,
+            "patch_size": patch_size, "width": width, "depth": depth, "heads": heads,
+        }  # fmt: skip
         model.gradient_checkpointing = gradient_checkpointing
         model.set_precision(use_8bit=use_8bit, use_half_precision=use_half_precision)
         return model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+    def save(self, folder: str | Path) -> None:
+        "Write weights and shape. Raises ValueError for int8 weights."
+        if self.frozen:
+            raise ValueError("8-bit weights are not saved; save the model that they were made from")
+        save_weights(folder, self.get_parameters(), self.config)
+
+    @classmethod
+    def load(cls, folder: str | Path, **options) -> "CQTViTModel":  # options of `create_model`, as device or use_8bit
+        "A saved model. Raises `WeightsError`."
+        bits = {k: options.pop(k, False) for k in ("use_8bit", "use_half_precision")}
+        try:
+            config = json.loads((Path(folder) / "config.json").read_text())
+            model = cls.create_model(**config, **options)
+        except (OSError, ValueError, TypeError) as e:
+            raise WeightsError(f"{folder} holds no audio policy: config.json: {str(e)[:100]}") from None
+        load_into(model.get_parameters(), folder)
+        model.set_precision(**bits)
+        return model
 
     def set_precision(self, *, use_8bit: bool = False, use_half_precision: bool = False) -> None:
         "Store the transformer in fewer bits, after its weights are loaded. There is no way back."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHORD', 'CHOICES', 'KEYS', 'sonified', 'at_level', 'equally_loud', 'Choice', 'LabelStore', 'candidates_html',
-           'label_page']
+           'label_controls', 'label_page']
 
 # %% ../../nbs/audio/labels.ipynb #84a4180e
 import hashlib
@@ -173,11 +173,11 @@ def candidates_html(pair: Pair, frame_rate: float, *, rate: int = 22_050) -> tup
     )
 
 
-def label_page(
+def label_controls(
     store: LabelStore,
-    frame_rate: float,  # frames a second
-):
-    "Blocks for choosing between two candidates; inside other Blocks it becomes a part of them."
+    frame_rate: float = 22_050 / 512,  # frames a second, of the transforms that `audio.practice` uses
+) -> tuple:  # what shows the next pair when a page loads, and its outputs
+    "Build the controls inside Gradio Blocks, as in a tab."
     import gradio as gr
 
     def shown(message: str = ""):
@@ -196,20 +196,31 @@ def label_page(
     def take_back():
         return shown("Taken back." if store.undo() is not None else "")
 
+    keys = "Keys: 1 or ← first, 2 or → second, 0 tie, S skip, U take back."
+    gr.Markdown(f"### Which follows the music better?\n{keys}")
+    status, at = gr.Markdown(), gr.State(-1)
+    with gr.Row():
+        first, second = gr.HTML(), gr.HTML()
+    with gr.Row():
+        texts = {"first": "First (1)", "second": "Second (2)", "tie": "Tie (0)", "skip": "Skip (S)"}
+        buttons = {c: gr.Button(text, elem_id=f"ab-{c}") for c, text in texts.items()}
+        undo = gr.Button("Take back (U)", elem_id="ab-undo")
+    outputs = [first, second, status, at]
+    for c, button in buttons.items():
+        button.click(lambda i, c=c: choose(i, c), at, outputs, api_visibility="private")
+    undo.click(take_back, None, outputs, api_visibility="private")
+    return shown, outputs
+
+
+def label_page(
+    store: LabelStore,
+    frame_rate: float = 22_050 / 512,  # frames a second, of the transforms that `audio.practice` uses
+):
+    "A page of its own for choosing between two candidates, as Gradio Blocks."
+    import gradio as gr
+
     with gr.Blocks(title="Which is better?") as page:
-        keys = "Keys: 1 or ← first, 2 or → second, 0 tie, S skip, U take back."
-        gr.Markdown(f"### Which follows the music better?\n{keys}")
-        status, at = gr.Markdown(), gr.State(-1)
-        with gr.Row():
-            first, second = gr.HTML(), gr.HTML()
-        with gr.Row():
-            texts = {"first": "First (1)", "second": "Second (2)", "tie": "Tie (0)", "skip": "Skip (S)"}
-            buttons = {c: gr.Button(text, elem_id=f"ab-{c}") for c, text in texts.items()}
-            undo = gr.Button("Take back (U)", elem_id="ab-undo")
-        outputs = [first, second, status, at]
-        for c, button in buttons.items():
-            button.click(lambda i, c=c: choose(i, c), at, outputs, api_visibility="private")
-        undo.click(take_back, None, outputs, api_visibility="private")
-        page.load(shown, None, outputs, api_visibility="private")
+        begin, outputs = label_controls(store, frame_rate)
+        page.load(begin, None, outputs, api_visibility="private")
         page.load(None, None, None, js=KEYS)
     return page

@@ -25,6 +25,7 @@ from .cqt_policy import Clip, CQTViTModel, Stem, flattened, stacked
 from ..figures import FAINT, bare
 from ..nn.attention import attend
 from ..nn.vit import sincos_positions
+from ..train.schedules import warmup_cosine
 
 # %% ../../nbs/audio/preference.ipynb #627a9e0b
 @dataclass(frozen=True)
@@ -308,7 +309,6 @@ def fit_reward_model(
     sound, first, second, label = training_pairs(pairs)
     model = model or RewardModel(sound.shape[2], first.shape[1], seed=seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
     order = torch.Generator().manual_seed(seed)
     for step in range(steps):
         i = torch.randint(len(label), (min(batch_size, len(label)),), generator=order)
@@ -317,8 +317,9 @@ def fit_reward_model(
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * warmup_cosine(step, steps, warmup=steps // 10)
         optimizer.step()
-        schedule.step()
         if on_step:
             on_step(step, loss.item())
     return model.eval()
