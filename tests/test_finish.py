@@ -108,6 +108,10 @@ def test_marks_and_clean_files_hold_the_same_notes():
     assert sounding(document.finished()) == sounding(document.finished(marks=True)) == sounding(document.score)
 
 
+def test_a_picture_without_a_file_has_no_title_of_its_own():
+    assert a_document("picture").finished().find("work") is None
+
+
 def test_hidden_rests_of_a_second_voice_become_forward(schema):
     tokens = ("measure key:fifths:0 clef:G2 time beats:4 beat-type:4 voice:1 C5 half D5 half backup whole "
               "print-object:no rest voice:2 half E4 half").split()  # fmt: skip

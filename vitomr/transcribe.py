@@ -91,7 +91,8 @@ class Savable:
 
     def finished(self, *, marks: bool = False) -> ET.Element:  # <score-partwise>
         "The score as a file holds it (`notation.finish`), with or without the marks of what was mended."
-        return finish_score(self.score, title=Path(getattr(self, "name", "")).stem, marks=marks)
+        name = Path(getattr(self, "name", ""))  # of a file; an array of pixels has none
+        return finish_score(self.score, title=name.stem if name.suffix else "", marks=marks)
 
     def to_bytes(self, suffix: str, *, marks: bool = False) -> bytes:
         "The reading in one of SUFFIXES, line breaks as on the page. Raises ValueError for another suffix."
