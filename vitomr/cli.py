@@ -315,7 +315,7 @@ def data_build(args) -> None:
             args.source, args.out, args.count, split=args.split, seed=args.seed, jobs=args.jobs, mix=mix,
             engraver=args.engraver, progress=lambda done, _: bar.update(done - bar.n), on_fault=on_fault,
         )  # fmt: skip
-    print(f"{args.out}: {args.count} excerpts" + (f"; bad songs: {len(bad)}" if bad else ""))
+    print(f"{args.out}: {args.count} excerpts" + (f"; songs left out: {len(bad)}" if bad else ""))
 
 
 def data_list(args) -> None:
