@@ -109,7 +109,7 @@ HOSTILE = {
     "beat type 3": (score(beat_type="3"), "power of two"),
     "no staves": (score(staves="0"), "staves"),
     "a staff that is none": (score(NOTE.format(4, "whole", "<staff> </staff>")), "staff"),
-    "no divisions": (score(divisions=""), "divisions"),
+    "no divisions": (score(divisions=""), "<divisions> holds ''"),
     "half a division": (score(divisions="1e400"), "divisions"),
     "a move of a million bars": (score(LONG), "quarters"),
     "a number of 100 MB": (score(NOTE.format("1e100000000", "whole", "")), "duration"),
@@ -276,6 +276,7 @@ def test_a_name_is_shortened_in_its_middle():
         root_of(b"<nothing/>", name)
     assert len(str(e.value)) <= 200 and ".musicxml" in str(e.value) and "…" in str(e.value)
     assert short_name("b.png") == "b.png" and len(short_name(name)) <= 60
+    assert one_line(KeyError()) == "KeyError" and one_line("") == ""
     assert one_line("first\nsecond") == "first" and len(one_line("x" * 999)) == 200
 
 

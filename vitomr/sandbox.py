@@ -52,7 +52,8 @@ def one_line(
     most: int = MOST_CHARACTERS,
 ) -> str:
     "The first line of a message, shortened at its end."
-    said = next((line.strip() for line in str(text).splitlines() if line.strip()), "") or type(text).__name__
+    unsaid = "" if isinstance(text, str) else type(text).__name__  # an error without a message has a name
+    said = next((line.strip() for line in str(text).splitlines() if line.strip()), unsaid)
     said = "".join(c if c.isprintable() else "?" for c in said)
     return said if len(said) <= most else said[: most - 1] + "…"
 
