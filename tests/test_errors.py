@@ -70,6 +70,12 @@ WRONG = [  # tokens, then kind @ position of each error
     ("measure C4 quarter 3in2", "unfilled-measure@0"),
     ("measure measure C4 quarter", "unfilled-measure@0"),
     ("measure grace C4 quarter", "unfilled-measure@0"),
+    ("measure C4 whole repeat:start", "misplaced-bar-line@3"),
+    ("measure repeat:end C4 whole", "misplaced-bar-line@1"),
+    ("dynamics:p measure C4 whole", "before-first-measure@0"),
+    ("measure turn C4 whole", "dangling-suffix@1"),
+    ("measure C4 whole turn turn", "repeated-suffix@4"),
+    ("measure key:fifths:1 cut C4 whole", "dangling-suffix@2"),
 ]  # fmt: skip
 
 

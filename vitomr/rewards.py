@@ -24,6 +24,7 @@ import numpy as np
 from lmx.linearization import vocabulary as V
 
 from .notation.lmx import EOS, VOCABULARY, analyse, linearise
+from .notation.marks import plain
 from .notation.metrics import bars_that_add_up, mcr_counts, note_f1, pair_parts, token_distance, token_f1
 from .notation.score import ScoreError, parts, root_of, unzip_mxl
 from .notation.tedn import Tedn, tedn, tedn_group
@@ -369,8 +370,8 @@ def reward_group(
     weights = {t: preset.weights.get(t, 0.0) for t in dict.fromkeys([*preset.weights, *(terms or ())])}
     if unknown := set(weights) - set(TERMS):
         raise ValueError(f"unknown reward terms {sorted(unknown)}; choose from {', '.join(TERMS)}")
-    preds = [_strings(p) for p in preds]
-    true = _strings(true)
+    preds = [plain(_strings(p)) for p in preds]
+    true = plain(_strings(true))
     trees = tedn_group(preds, true) if any(TERMS[t].by_tree for t in weights) else [None] * len(preds)
     known: dict[tuple, dict[str, float]] = {}
     for pred, tree in zip(preds, trees, strict=True):

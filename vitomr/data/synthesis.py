@@ -26,6 +26,7 @@ import numpy as np
 
 from .corpora import Song, open_corpus
 from .engravers import EngraverError, check_engraver, engrave_with
+from .signs import add_signs, hide_figures, in_random_clef
 from vitomr.data.vary import (
     add_marks,
     add_neighbour,
@@ -117,7 +118,9 @@ def sample_of(
     state: dict | None = None,  # `header_states` of the first bar, for other engravers
 ) -> Sample:
     "Engrave and linearise an excerpt. Raises `ScoreError` when LMX cannot say it or it is out of bounds."
-    line = linearise(excerpt)
+    line = linearise(excerpt, printed=True)
+    if line.complaints:
+        raise ScoreError(f"the score contradicts itself: {line.complaints[0]}")
     if not 0 < len(line.tokens) <= MAX_TOKENS:
         raise ScoreError(f"an excerpt of {len(line.tokens)} tokens; at most {MAX_TOKENS} are kept")
     if engraver == "verovio":
@@ -169,6 +172,9 @@ class Mix:
     hands: float = 0.0  # of piano excerpts: the left hand is that of another song
     lines: float = 0.0  # of piano excerpts: lines of three or four songs, played by two hands
     doubled: float = 0.0  # in values twice as long
+    signs: float = 0.25  # with repeats, endings, octave lines, dynamics, hairpins, pedals and ornaments written in
+    clefs: float = 0.15  # of excerpts of one staff: under another clef, mostly alto or tenor
+    unfigured: float = 0.3  # with the figures of tuplets left out after the first groups
     neighbour: float = 0.2  # with ink of another picture above; as many with ink below
 
     def __post_init__(self):
@@ -177,7 +183,8 @@ class Mix:
             raise ScoreError(f"shares must lie from 0 to 1; got {', '.join(f'{k} {v}' for k, v in wrong.items())}")
 
 
-AS_WRITTEN = Mix(transposed=0, rare=0, mixed=0, marked=0, tuplets=0, timed=0, named=0, reduced=0, neighbour=0)
+_VARIATIONS = "transposed rare mixed marked tuplets timed named reduced neighbour signs clefs unfigured".split()
+AS_WRITTEN = Mix(**dict.fromkeys(_VARIATIONS, 0))
 MIXES = {"broad": Mix(), "as-written": AS_WRITTEN}
 
 # %% ../../nbs/data/synthesis.ipynb #eda79e17
@@ -320,7 +327,15 @@ def _varied(excerpt: ET.Element, state: dict, rng: np.random.Generator, mix: Mix
         add_marks(excerpt, rng, share=rng.uniform(0.05, 0.3))
     if mix.doubled and rng.random() < mix.doubled:
         excerpt, state = _twice_as_long(excerpt, state)
-    return in_random_key(excerpt, rng) if rng.random() < mix.transposed else excerpt, state
+    if mix.signs and rng.random() < mix.signs:
+        add_signs(excerpt, rng)
+    if mix.unfigured and rng.random() < mix.unfigured:
+        hide_figures(excerpt, shown=int(rng.integers(3)))
+    if rng.random() < mix.transposed:
+        excerpt = in_random_key(excerpt, rng)
+    if mix.clefs and rng.random() < mix.clefs:
+        in_random_clef(excerpt, rng)
+    return excerpt, state
 
 
 def _with_neighbours(sample: Sample, others: list[np.ndarray], rng: np.random.Generator, mix: Mix) -> Sample:
@@ -637,7 +652,8 @@ def _check_same_build(out: Path, job: BuildJob, on_fault: Callable[[str, str], N
         replace_file(out / "build.json", json.dumps(now, indent=1))
         return
     before = {"engraver": "verovio"} | before
-    before["mix"] = dict.fromkeys(("tuplets", "hands", "lines", "doubled"), 0) | before["mix"]  # new since some builds
+    since = ("tuplets", "hands", "lines", "doubled", "signs", "clefs", "unfigured")  # new since some builds
+    before["mix"] = dict.fromkeys(since, 0) | before["mix"]
     if before != now:
         differ = [k for k in now if before.get(k) != now[k]]
         raise ScoreError(f"{out} holds another build ({', '.join(differ)} differ); choose another folder or delete it")

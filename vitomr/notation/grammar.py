@@ -13,6 +13,7 @@ import numpy as np
 from lmx.linearization import vocabulary as V
 
 from .lmx import EOS_ID, PAD_ID, TICKS, TOKEN_ID, VOCABULARY
+from .marks import BAR_ENDS, BAR_STARTS, CLEF_OCTAVES, DIRECTIONS, NOTE_MARKS, TIME_SYMBOLS
 
 # %% ../../nbs/notation/grammar.ipynb #76206695
 _GROUPS = {
@@ -25,22 +26,25 @@ _GROUPS = {
     "tuplet": ["tuplet:start", "tuplet:stop"], "slur": ["slur:start", "slur:stop"], "fermata": ["fermata"],
     "arpeggiate": ["arpeggiate"], "staccato": ["staccato"], "accent": ["accent"], "strong accent": ["strong-accent"],
     "tenuto": ["tenuto"], "tremolo": V.TREMOLO_TYPE_TOKENS, "tremolo marks": V.TREMOLO_MARKS_TOKENS,
-    "trill": ["trill-mark"],
+    "trill": ["trill-mark"], "bar end": BAR_ENDS, "bar start": BAR_STARTS, "direction": DIRECTIONS,
+    **{t: [t] for t in NOTE_MARKS}, "clef octave": CLEF_OCTAVES, "time symbol": TIME_SYMBOLS,
 }  # fmt: skip
 (
     _CONTROL, _MEASURE, _KEY, _TIME, _BEATS, _BEAT_TYPE, _CLEF, _PRINT, _GRACE, _SLASH, _CHORD, _PITCH, _REST, _FORWARD,
     _BACKUP, _VOICE, _TYPE, _WHOLE, _RATIO, _DOT, _ACCIDENTAL, _STEM, _STAFF, _BEAM, _TIED, _TUPLET, _SLUR, _FERMATA,
-    _ARPEGGIATE, _STACCATO, _ACCENT, _STRONG, _TENUTO, _TREMOLO, _MARKS, _TRILL,
+    _ARPEGGIATE, _STACCATO, _ACCENT, _STRONG, _TENUTO, _TREMOLO, _MARKS, _TRILL, _BAR_END, _BAR_START, _DIRECTION,
+    _TURN, _, _, _, _, _BREATH, _CLEF_OCTAVE, _TIME_SYMBOL,
 ) = np.arange(len(_GROUPS))  # fmt: skip
 _FIRST = np.array([TOKEN_ID[g[0]] for g in _GROUPS.values()])  # id of the first token of a class
 _END = _FIRST + [len(g) for g in _GROUPS.values()]
 _CLASS = np.zeros(len(VOCABULARY), np.int64)
 for _c, (_a, _b) in enumerate(zip(_FIRST, _END)):
     _CLASS[_a:_b] = _c
+_OF_NOTES = (_CLASS <= _TRILL) | ((_CLASS >= _TURN) & (_CLASS <= _BREATH))
 _MANY = (_BEAM, _TIED, _TUPLET, _SLUR, _MARKS)  # suffixes with rules of their own
 _AFTER = np.zeros((len(_GROUPS), len(VOCABULARY)), np.bool_)  # class of the last token → suffixes free to follow
 for _c in range(_TYPE, len(_GROUPS)):
-    _AFTER[_c] = (_CLASS > max(_c, _DOT)) & ~np.isin(_CLASS, _MANY)
+    _AFTER[_c] = (_CLASS > max(_c, _DOT)) & ~np.isin(_CLASS, _MANY) & _OF_NOTES
 
 # %% ../../nbs/notation/grammar.ipynb #1eb450fa
 _RATIOS = [(1, 1), *(tuple(map(int, r.split("in"))) for r in V.TIME_MODIFICATION_TOKENS)]  # 0 = none
@@ -109,6 +113,7 @@ _ROW = np.dtype(
         "elastic", "back", "back_staves", "whole",  # a whole-bar rest at the bar's start and its backups so far
         "usual", "n_usual", "n_other", "first_sum", # sums of the bars before, 0 = none
         "n_tuplets", "n_beams", "n_late", "n_carried", "n_ties",
+        "opened", "closing",  # bar-start and bar-end tokens up to these are written, 0 = none
     )]  # fmt: skip
     + [("ends", "i8", 3), ("tie_time", "i8", _MAX_TIES), ("tie_end", "i8", _MAX_TIES)]  # ends: per staff, -1 = none
     + [("tie_pitch", "i8", _MAX_TIES), ("tie_stop", "i1", _MAX_TIES), ("tie_used", "i1", _MAX_TIES)]
@@ -337,7 +342,7 @@ def _start_bar(s) -> None:
             s.late[i], s.beams[i] = s.beams[i], 0
         s.n_late, s.n_beams = s.n_beams, 0
         s.bar += 1
-    s.onset = s.last = s.longest = s.far = s.in_chord = s.voice = s.staff = s.whole = 0
+    s.onset = s.last = s.longest = s.far = s.in_chord = s.voice = s.staff = s.whole = s.closing = 0
     s.phase, s.fresh = _ITEM, 1
     for i in range(3):
         s.ends[i] = -1
@@ -395,7 +400,14 @@ def _advance(s, token: int) -> None:
             _commit_note(s)
         if c != _BACKUP:
             _resolve(s)
-    if c >= _RATIO:
+    if c == _BAR_END or c == _BAR_START or c == _DIRECTION:
+        if s.phase == _NOTE:
+            _commit_note(s)
+        s.in_chord, s.phase = 0, _IN_CLEF if c == _DIRECTION else _ITEM
+        s.closing, s.opened = i + 1 if c == _BAR_END else 0, i + 1 if c == _BAR_START else 0
+    elif c >= _CLEF_OCTAVE:
+        pass
+    elif c >= _RATIO:
         if s.phase == _IN_CLEF:
             s.phase = _ITEM
         else:
@@ -502,6 +514,8 @@ def _mask_tremolo(s, out) -> bool:  # must this note end one?
         out[_FIRST[_TREMOLO] + i] = ok
     if ends_one:
         out[_FIRST[_TRILL]] = False
+        for i in range(_FIRST[_TURN], _END[_BREATH]):
+            out[i] = False
     return ends_one
 
 # %% ../../nbs/notation/grammar.ipynb #ff1fe3dc
@@ -516,6 +530,9 @@ def _mask_suffixes(s, out) -> bool:  # may the note end here?
         return False
     for i in range(_FIRST[_ACCIDENTAL], len(out)):
         out[i] |= _AFTER[s.at, i]
+    if s.root == _N_TYPES:
+        for i in range(_FIRST[_TURN], _END[_BREATH]):
+            out[i] = False
     is_complete = s.at >= _TREMOLO or not _mask_tremolo(s, out)
     if s.at <= _BEAM and not s.chord:
         key = 2 * s.voice + s.grace
@@ -547,6 +564,12 @@ def _ending(s) -> tuple[bool, bool]:  # may `measure` follow, may `<eos>`
 @_jit
 def _mask_item(t, out) -> None:
     "What may follow a complete item. Changes `t`."
+    if t.closing:
+        _resolve(t)
+        out[_FIRST[_MEASURE]], out[EOS_ID] = _ending(t)
+        for i in range(_FIRST[_BAR_END] + t.closing, _END[_BAR_END]):
+            out[i] = True
+        return
     if t.tremolo:
         _open(out, _PITCH)
         out[_FIRST[_CHORD]] = t.in_chord
@@ -554,6 +577,14 @@ def _mask_item(t, out) -> None:
     _open(out, _KEY)
     _open(out, _CLEF)
     out[_FIRST[_TIME]] = not t.timed or t.fresh
+    _open(out, _DIRECTION)
+    if t.at == _BEAT_TYPE:
+        _open(out, _TIME_SYMBOL)
+    if t.at == _MEASURE:
+        _open(out, _BAR_START)
+    elif t.at == _BAR_START:
+        for i in range(t.opened, _END[_BAR_START] - _FIRST[_BAR_START]):
+            out[_FIRST[_BAR_START] + i] = True
     if t.elastic:
         limit = _room(t) if t.timed else t.signature if t.signature > 0 else np.int64(2**62)
         out[_FIRST[_BACKUP]] = t.back < limit if t.timed else t.back + _SHORTEST <= limit
@@ -566,6 +597,8 @@ def _mask_item(t, out) -> None:
         _open(out, _PITCH)
         out[_FIRST[_REST]] = out[_FIRST[_FORWARD]] = True
     out[_FIRST[_MEASURE]], out[EOS_ID] = _ending(t)
+    if out[_FIRST[_MEASURE]] or out[EOS_ID]:
+        _open(out, _BAR_END)
 
 # %% ../../nbs/notation/grammar.ipynb #62e6c561
 @_jit
@@ -601,6 +634,8 @@ def _mask(s, scratch, out) -> None:
     elif s.phase != _LOST:
         if s.phase == _IN_CLEF:
             _open(out, _STAFF)
+            if s.at == _CLEF:
+                _open(out, _CLEF_OCTAVE)
         elif s.phase == _NOTE and not _mask_suffixes(s, out):
             return
         scratch[0] = s
@@ -738,7 +773,7 @@ def _way_out(s, scratch, out, limit: int) -> tuple[int, int]:
 
 # %% ../../nbs/notation/grammar.ipynb #0efc12a3
 _JUMP = 64
-_ALIKE = np.isin(np.arange(len(_GROUPS)), (_KEY, _CLEF, _PITCH, _ACCIDENTAL, _STEM, _SLUR, _MARKS))
+_ALIKE = np.isin(np.arange(len(_GROUPS)), (_KEY, _CLEF, _PITCH, _ACCIDENTAL, _STEM, _SLUR, _MARKS, _DIRECTION))
 
 
 @_jit

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TOKEN_MODES', 'NOTE_KEYS', 'Metric', 'METRICS', 'NOTE_KINDS', 'ERROR_TYPES', 'token_distance', 'symbol_error_rate',
            'Overlap', 'token_overlap', 'token_f1', 'Note', 'notes_of', 'align_bars', 'pair_parts', 'note_overlap',
-           'note_f1', 'bars_that_add_up', 'mcr_of_scores', 'mcr_counts', 'Rate', 'micro_rate', 'summarise',
-           'notes_of_bars', 'align_notes', 'errors_by_kind']
+           'note_f1', 'bars_that_add_up', 'mark_overlap', 'mcr_of_scores', 'mcr_counts', 'Rate', 'micro_rate',
+           'summarise', 'notes_of_bars', 'align_notes', 'errors_by_kind']
 
 # %% ../../nbs/notation/metrics.ipynb #99fb4450
 from collections import Counter, defaultdict
@@ -20,6 +20,7 @@ import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
 
 from .lmx import TICKS, VOCABULARY, Event, analyse, bar_sums, match_ties, to_musicxml
+from .marks import KINDS, mark_keys
 from .score import STEP_TO_PITCH_CLASS, ScoreError, musicxml_bytes, parse_xml
 
 # %% ../../nbs/notation/metrics.ipynb #4eea9347
@@ -235,6 +236,23 @@ def bars_that_add_up(
     "How many bars of a sequence add up; no truth needed. Never raises."
     bars = bar_sums(tokens)
     return sum(b.adds_up for b in bars), len(bars)
+
+# %% ../../nbs/notation/metrics.ipynb #1fcc445a
+def mark_overlap(
+    pred: Sequence[str] | Sequence[int],  # tokens or ids, print tokens among them
+    true: Sequence[str] | Sequence[int],
+) -> dict[str, Overlap]:  # kind of print token, one of marks.KINDS → what both have in common
+    "The print tokens of a prediction and its reference. Kinds that neither has are left out."
+    found = [defaultdict(Counter), defaultdict(Counter)]
+    for marks, tokens in zip(found, (pred, true), strict=True):
+        for kind, key in mark_keys(analyse(tokens).marks):
+            marks[kind][key] += 1
+    here, there = found
+    return {
+        k: Overlap((here[k] & there[k]).total(), here[k].total(), there[k].total())
+        for k in KINDS
+        if here[k].total() + there[k].total()
+    }
 
 # %% ../../nbs/notation/metrics.ipynb #e90b64d7
 def mcr_of_scores(

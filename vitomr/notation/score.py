@@ -6,8 +6,8 @@
 __all__ = ['MAX_BYTES', 'MUSICXML_SUFFIXES', 'STEP_TO_PITCH_CLASS', 'LIMITS', 'MAX_QUARTERS', 'MAX_TIMES', 'MAX_BEATS',
            'MAX_DOTS', 'MAX_PARTS', 'MAX_BARS', 'MAX_BAR_NOTES', 'MAX_NOTES', 'MAX_DEPTH', 'MAX_TEXT', 'HEADER_TAGS',
            'ScoreError', 'parse_xml', 'unzip_mxl', 'read_score', 'root_of', 'music21_to_xml', 'check_score', 'Part',
-           'parts', 'header_states', 'restate_header', 'placed_notes', 'drop_dangling', 'join_bars', 'cut_excerpt',
-           'as_score', 'join_gaps', 'musicxml_bytes', 'mxl_bytes']
+           'parts', 'header_states', 'restate_header', 'placed_notes', 'drop_open_lines', 'drop_dangling', 'join_bars',
+           'cut_excerpt', 'as_score', 'join_gaps', 'musicxml_bytes', 'mxl_bytes']
 
 # %% ../../nbs/notation/score.ipynb #a0973813
 import copy
@@ -390,21 +390,39 @@ def _unpaired_slurs(part: ET.Element) -> list[tuple[ET.Element, ET.Element]]:
     return lost + list(open_slurs.values())
 
 
-def _drop_octave_lines(part: ET.Element) -> None:
-    "Remove octave lines of which one end is missing."
-    started, lost = {}, []
+_LINES = ("octave-shift", "wedge", "pedal")  # directions with a start and a stop
+
+
+def _lines_in_time(part: ET.Element) -> Iterator[tuple[ET.Element, ET.Element, ET.Element, ET.Element]]:
+    "Measure, direction, direction-type and sign of each octave line, hairpin and pedal, in time, stops first."
     for measure in part.iterfind("measure"):
-        for direction in measure.iterfind("direction"):
-            for kind in direction.findall("direction-type"):
-                if (e := kind.find("octave-shift")) is None:
-                    continue
-                k = (e.get("number", "1"), direction.findtext("staff", "1"))
-                if e.get("type") in ("up", "down"):
-                    lost += [started[k]] if k in started else []
-                    started[k] = (measure, direction, kind)
-                elif e.get("type") == "stop" and started.pop(k, None) is None:
-                    lost.append((measure, direction, kind))
-    for measure, direction, kind in [*lost, *started.values()]:
+        now, found = Fraction(0), []
+        for i, direction in enumerate(measure):
+            length = _number(direction, "duration", Fraction(0))
+            if direction.tag in ("forward", "backup") or (direction.tag == "note" and direction.find("chord") is None):
+                now += -length if direction.tag == "backup" else length
+            elif direction.tag == "direction":
+                at = now + _number(direction, "offset", Fraction(0))
+                for kind in direction.findall("direction-type"):
+                    signs = [e for e in kind if e.tag in _LINES]
+                    found += [(at, e.get("type") != "stop", i, measure, direction, kind, e) for e in signs[:1]]
+        for *_, measure, direction, kind, e in sorted(found, key=lambda f: f[:3]):
+            yield measure, direction, kind, e
+
+
+def drop_open_lines(
+    part: ET.Element,  # <part>, changed in place
+) -> None:
+    "Remove octave lines, hairpins and pedals of which one end is missing: an engraver would draw them across the page."
+    begun, lost = {}, []
+    for measure, direction, kind, e in _lines_in_time(part):
+        k, place = (e.tag, e.get("number", "1"), direction.findtext("staff", "1")), (measure, direction, kind)
+        if e.get("type") in ("up", "down", "start", "crescendo", "diminuendo"):
+            lost += [begun[k]] if k in begun else []
+            begun[k] = place
+        elif e.get("type") == "stop" and begun.pop(k, None) is None:
+            lost.append(place)
+    for measure, direction, kind in [*lost, *begun.values()]:
         direction.remove(kind)
         if direction.find("direction-type") is None:
             measure.remove(direction)
@@ -413,7 +431,7 @@ def _drop_octave_lines(part: ET.Element) -> None:
 def drop_dangling(
     part: ET.Element,  # an excerpt, changed in place
 ) -> None:
-    "Remove ties, slurs and octave lines of which the excerpt holds one end only."
+    "Remove ties, slurs, octave lines, hairpins and pedals of which the excerpt holds one end only."
     for note, e in [*_unpaired_ties(part), *_unpaired_slurs(part)]:
         notations = next(n for n in note.iterfind("notations") if e in list(n))
         notations.remove(e)
@@ -422,7 +440,7 @@ def drop_dangling(
                 note.remove(tie)
         if len(notations) == 0:
             note.remove(notations)
-    _drop_octave_lines(part)
+    drop_open_lines(part)
 
 # %% ../../nbs/notation/score.ipynb #7801b88d
 def join_bars(

@@ -25,7 +25,7 @@ import numpy as np
 from lmx.linearization import vocabulary as V
 from lmx.symbolic.Pruner import Pruner
 
-from .lmx import BOS, EOS, PAD, TOKEN_ID, VOCABULARY
+from .lmx import BOS, EOS, N_PLAIN, PAD, TOKEN_ID, VOCABULARY
 
 # %% ../../nbs/notation/tedn.ipynb #8cb35d1f
 def _compile(function):
@@ -224,7 +224,7 @@ def _token_table() -> np.ndarray:  # (V, 2): column, value
     for column, tokens in names.items():
         rows |= {t: (column, i) for i, t in enumerate(tokens, 1)}
     rows |= {t: (_C.TREMOLO, 1) for t in V.TREMOLO_TYPE_TOKENS} | {t: (_C.DOT + i, 1) for i, t in enumerate(_MARKS)}
-    return np.array([rows[t] for t in VOCABULARY], np.int64)
+    return np.array([rows[t] for t in VOCABULARY[:N_PLAIN]], np.int64)
 
 
 _TOKENS = _token_table()
