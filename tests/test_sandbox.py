@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import time
 import xml.etree.ElementTree as ET
 import zipfile
@@ -79,6 +81,23 @@ def test_workers_are_used_again_and_wait_their_turn():
         assert pool.ask("os:getpid", (), Limits())["value"] != first[0]
     finally:
         pool.close()
+
+
+def test_a_worker_ends_with_its_parent():
+    "Whatever threads its libraries have started; the parent is killed, so it says no goodbye."
+    code = (
+        "import os, signal; from vitomr.notation.engrave import engrave; from vitomr.sandbox import call, pool\n"
+        f"engrave({score()!r})\n"
+        "print(pool()._idle[0].process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    worker = int(done.stdout)
+    for _ in range(600):
+        state = subprocess.run(["ps", "-o", "stat=", "-p", str(worker)], capture_output=True, text=True).stdout.strip()
+        if not state or state.startswith("Z"):  # gone, or waiting for init to take note
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"worker {worker} outlives its parent")
 
 
 def test_a_worker_sees_no_secrets(monkeypatch):

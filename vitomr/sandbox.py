@@ -229,6 +229,16 @@ def _share(pieces: list, shared: int | None) -> list:
 
 
 def _work(shared: int | None) -> None:
+    "Work until the parent is gone, and end whatever threads a library has left behind."
+    try:
+        _serve(shared)
+    finally:
+        signal.alarm(2)  # ends this process if the next line does not come back
+        atexit._run_exitfuncs()  # temporary files
+        os._exit(0)
+
+
+def _serve(shared: int | None) -> None:
     "The main loop of a worker."
     global _is_worker
     _is_worker = True
