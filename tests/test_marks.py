@@ -17,6 +17,7 @@ from vitomr.notation.grammar import Grammar
 from vitomr.notation.lmx import N_PLAIN, VOCABULARY, analyse, encode, linearise, to_musicxml
 from vitomr.notation.marks import KIND_OF, PRINT_TOKENS, plain
 from vitomr.notation.score import parts, root_of
+from vitomr.notation.tedn import tedn
 from vitomr.page.assemble import Line, assemble
 
 SIGNS = """<score-partwise version="4.0"><part-list><score-part id="P1"><part-name/></score-part></part-list><part id="P1">
@@ -101,6 +102,12 @@ def test_dropping_print_tokens_gives_what_the_package_writes(excerpts):
         assert linearise(to_musicxml(printed).find("part"), printed=True).tokens == printed
         n += any(t in KIND_OF for t in printed)
     assert n > 100
+
+
+def test_the_tree_distance_is_of_plain_lmx():
+    for given in (TOKENS, encode(TOKENS)):
+        assert tedn(given, plain(TOKENS)).edit_cost == 0 == tedn(plain(TOKENS), given).edit_cost
+    assert tedn(TOKENS, plain(TOKENS)).gold_cost == tedn(TOKENS, TOKENS).gold_cost
 
 
 def test_print_tokens_are_no_errors_and_change_none(excerpts):

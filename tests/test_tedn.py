@@ -17,7 +17,7 @@ from lmx.symbolic.Pruner import Pruner
 from rapidfuzz.distance import Levenshtein
 
 from vitomr.notation import tedn as module
-from vitomr.notation.lmx import EOS_ID, VOCABULARY, delinearise, encode, linearise
+from vitomr.notation.lmx import EOS_ID, N_PLAIN, VOCABULARY, delinearise, encode, linearise
 from vitomr.notation.score import as_score, cut_excerpt, music21_to_xml, parts, root_of
 from vitomr.notation.tedn import PartTree, Tedn, prepare, tedn, tedn_group
 
@@ -121,7 +121,7 @@ def corrupted(tokens: list[str], way: str, rng: np.random.Generator) -> list[str
     n = len(tokens)
     i, j = sorted(rng.integers(n, size=2))
     hit = rng.random(n) < 0.25
-    any_token = lambda: VOCABULARY[rng.integers(3, len(VOCABULARY))]
+    any_token = lambda: VOCABULARY[rng.integers(3, N_PLAIN)]
     match way:
         case "drop":
             return [t for t, h in zip(tokens, hit) if not h]
@@ -203,7 +203,7 @@ def broken(bars: list[list[str]], way: str, rng: np.random.Generator) -> list[st
     "Some bars of music with one kind of damage, tokens to put in being drawn from the whole vocabulary."
     tokens = [t for bar in bars for t in bar]
     hit = rng.random(len(tokens)) < rng.choice([0.03, 0.1, 0.3])
-    some = lambda: VOCABULARY[rng.integers(3, len(VOCABULARY))]
+    some = lambda: VOCABULARY[rng.integers(3, N_PLAIN)]
     after = lambda what: [u for t, h in zip(tokens, hit) for u in ([t, *what()] if h else [t])]
     match way:
         case "drop":
@@ -293,9 +293,14 @@ SMALL += ["whole", "rest:measure", "dot", "3in2", "sharp", "flat", "staff:2", "b
 SMALL += ["tied:stop", "beam:forward-hook", "beam:backward-hook", "key:fifths:2", "time", "beats:3", "clef:F4"]
 SMALL += ["stem:up", "clef:G2", "fermata", "slur:start", "tremolo:single", "tremolo:2", "staccato"]
 sequences = st.one_of(
-    st.lists(st.sampled_from(VOCABULARY[3:]), max_size=60).map(lambda t: ["measure", *t]),
+    st.lists(st.sampled_from(VOCABULARY[3:N_PLAIN]), max_size=60).map(lambda t: ["measure", *t]),
     st.lists(st.sampled_from(SMALL), max_size=80).map(lambda t: ["measure", *t]),
-    st.lists(st.one_of(st.sampled_from(VOCABULARY), st.just("no-token"), st.integers(-3, 260)), max_size=30),
+    st.lists(
+        st.one_of(
+            st.sampled_from(VOCABULARY[:N_PLAIN]), st.just("no-token"), st.integers(-3, N_PLAIN - 1), st.integers(400, 500)
+        ),
+        max_size=30,
+    ),
 )
 
 

@@ -26,6 +26,7 @@ from lmx.linearization import vocabulary as V
 from lmx.symbolic.Pruner import Pruner
 
 from .lmx import BOS, EOS, N_PLAIN, PAD, TOKEN_ID, VOCABULARY
+from .marks import PRINT_TOKENS, plain_positions
 
 # %% ../../nbs/notation/tedn.ipynb #8cb35d1f
 def _compile(function):
@@ -838,6 +839,9 @@ def _ids(tokens: Sequence[str] | Sequence[int] | np.ndarray) -> np.ndarray:
     "Ids, -1 for what is outside the vocabulary."
     try:
         ids = [TOKEN_ID.get(t, -1) if isinstance(t, str) else int(t) for t in tokens]
+        if any(N_PLAIN <= i < N_PLAIN + len(PRINT_TOKENS) for i in ids):  # TEDn is of plain LMX
+            names = [VOCABULARY[i] if 0 <= i < len(VOCABULARY) else "" for i in ids]
+            ids = [ids[k] for k in plain_positions(names)]
     except (TypeError, ValueError):
         given = f"{type(tokens).__name__} {str(tokens)[:40]!r}"
         raise ValueError(f"{given} is no music; give tokens, ids, a <part> or a <score-partwise>") from None
