@@ -297,7 +297,10 @@ sequences = st.one_of(
     st.lists(st.sampled_from(SMALL), max_size=80).map(lambda t: ["measure", *t]),
     st.lists(
         st.one_of(
-            st.sampled_from(VOCABULARY[:N_PLAIN]), st.just("no-token"), st.integers(-3, N_PLAIN - 1), st.integers(400, 500)
+            st.sampled_from(VOCABULARY[:N_PLAIN]),
+            st.just("no-token"),
+            st.integers(-3, N_PLAIN - 1),
+            st.integers(400, 500),
         ),
         max_size=30,
     ),
