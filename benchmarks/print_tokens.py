@@ -1,4 +1,4 @@
-"""Print tokens and slurs on real excerpts: what goes to tokens and back, against the package's linearizer and the source.
+"""Print tokens and slurs on real excerpts: to tokens and back, against the package's linearizer and the source.
 
     python benchmarks/print_tokens.py --source openscore-lieder.zip --split dev --count 1000
 

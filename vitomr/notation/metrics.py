@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TOKEN_MODES', 'NOTE_KEYS', 'Metric', 'METRICS', 'NOTE_KINDS', 'ERROR_TYPES', 'token_distance', 'symbol_error_rate',
            'Overlap', 'token_overlap', 'token_f1', 'Note', 'notes_of', 'align_bars', 'pair_parts', 'note_overlap',
-           'note_f1', 'bars_that_add_up', 'mark_overlap', 'mcr_of_scores', 'mcr_counts', 'Rate', 'micro_rate',
-           'summarise', 'notes_of_bars', 'align_notes', 'errors_by_kind']
+           'note_f1', 'bars_that_add_up', 'mark_overlap', 'as_printed', 'mcr_of_scores', 'mcr_counts', 'Rate',
+           'micro_rate', 'summarise', 'notes_of_bars', 'align_notes', 'errors_by_kind']
 
 # %% ../../nbs/notation/metrics.ipynb #99fb4450
 from collections import Counter, defaultdict
@@ -19,9 +19,9 @@ import mcr
 import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
 
-from .lmx import TICKS, VOCABULARY, Event, analyse, bar_sums, match_ties, to_musicxml
-from .marks import KINDS, mark_keys
-from .score import STEP_TO_PITCH_CLASS, ScoreError, musicxml_bytes, parse_xml
+from .lmx import TICKS, VOCABULARY, Event, analyse, bar_sums, linearise, match_ties, to_musicxml
+from .marks import KINDS, mark_keys, plain
+from .score import STEP_TO_PITCH_CLASS, ScoreError, join_gaps, musicxml_bytes, number_voices, parse_xml
 
 # %% ../../nbs/notation/metrics.ipynb #4eea9347
 def token_distance(
@@ -253,6 +253,20 @@ def mark_overlap(
         for k in KINDS
         if here[k].total() + there[k].total()
     }
+
+# %% ../../nbs/notation/metrics.ipynb #943a2d10
+def as_printed(
+    tokens: Sequence[str] | Sequence[int],  # tokens or ids
+) -> list[str]:  # plain LMX; as it was given where it cannot be written
+    "What print shows of a sequence: hidden rests as `forward`, voices numbered in order of appearance on each staff."
+    names = [t if isinstance(t, str) else VOCABULARY[t] for t in tokens]
+    try:
+        part = to_musicxml(names).find("part")
+        join_gaps(part)
+        number_voices(part)
+        return linearise(part, strict=False).tokens
+    except ScoreError:
+        return plain(names)
 
 # %% ../../nbs/notation/metrics.ipynb #e90b64d7
 def mcr_of_scores(

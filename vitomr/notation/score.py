@@ -7,7 +7,7 @@ __all__ = ['MAX_BYTES', 'MUSICXML_SUFFIXES', 'STEP_TO_PITCH_CLASS', 'LIMITS', 'M
            'MAX_DOTS', 'MAX_PARTS', 'MAX_BARS', 'MAX_BAR_NOTES', 'MAX_NOTES', 'MAX_DEPTH', 'MAX_TEXT', 'HEADER_TAGS',
            'ScoreError', 'parse_xml', 'unzip_mxl', 'read_score', 'root_of', 'music21_to_xml', 'check_score', 'Part',
            'parts', 'header_states', 'restate_header', 'placed_notes', 'drop_open_lines', 'drop_dangling', 'join_bars',
-           'cut_excerpt', 'as_score', 'join_gaps', 'musicxml_bytes', 'mxl_bytes']
+           'cut_excerpt', 'as_score', 'join_gaps', 'number_voices', 'musicxml_bytes', 'mxl_bytes']
 
 # %% ../../nbs/notation/score.ipynb #a0973813
 import copy
@@ -515,6 +515,25 @@ def join_gaps(
                 gap = 0
             kept.append(e)
         measure[:] = kept
+
+# %% ../../nbs/notation/score.ipynb #c5428772
+def number_voices(
+    part: ET.Element,  # <part>, changed in place
+) -> None:
+    "Number the voices of each measure in order of appearance: from 1 on the first staff, from 5 on the second."
+    for measure in part.iterfind("measure"):
+        given: dict[str, str] = {}
+        count: dict[int, int] = {}
+        for note in measure.iterfind("note"):
+            voice = note.find("voice")
+            if voice is None:
+                continue
+            if voice.text not in given:
+                text = (note.findtext("staff") or "1").strip()
+                staff = int(text) if text.isdecimal() else 1
+                count[staff] = count.get(staff, 0) + 1
+                given[voice.text] = str(4 * (staff - 1) + count[staff])
+            voice.text = given[voice.text]
 
 # %% ../../nbs/notation/score.ipynb #284d0ae5
 def musicxml_bytes(
