@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'MAX_LEVEL', 'SMALLER', 'LONGEST', 'LARGEST', 'STRIP', 'FAINT', 'SCALES', 'MIN_ANSWER', 'MIN_STRIPS',
-           'FAINTER', 'BRIDGE', 'ABOVE', 'BELOW', 'Level', 'Staff', 'Join', 'Part', 'System', 'Page', 'find_systems',
-           'crop', 'with_boxes', 'outline_iou', 'match_outlines']
+           'FAINTER', 'BRIDGE', 'STRAIGHT', 'EVEN', 'BEYOND', 'ABOVE', 'BELOW', 'Level', 'Staff', 'Join', 'Part',
+           'System', 'Page', 'find_systems', 'crop', 'with_boxes', 'outline_iou', 'match_outlines']
 
 # %% ../../nbs/page/systems.ipynb #f9d5aa0d
 import math
@@ -383,6 +383,23 @@ def _count(on: np.ndarray) -> int:
     return len(_runs(on, SPACE))
 
 
+STRAIGHT = 0.94  # of its height, what the fullest column of a bracket holds
+EVEN = 1.55  # a bracket is nowhere this much thicker than elsewhere
+BEYOND = (0.15, 0.45)  # staff spaces past the outer lines, where a bracket still goes on
+
+
+def _is_bracket(black: np.ndarray, columns: slice, rows: slice) -> bool:
+    "Is the stroke in these columns straight, of one width, and longer than the staves (rows) it stands before?"
+    inside = black[rows, columns]
+    widths = inside.sum(1)
+    thin, thick = np.percentile(widths[widths > 0], [10, 90]) if widths.any() else (1, 99)
+    if inside.mean(0).max(initial=0) < STRAIGHT or thick > EVEN * thin:
+        return False
+    near, far = (round(x * SPACE) for x in BEYOND)
+    ends = black[max(0, rows.start - far) : max(0, rows.start - near)], black[rows.stop + near : rows.stop + far]
+    return all(end[:, columns].any(1).mean() > 0.7 for end in ends if len(end))
+
+
 def _join(img: np.ndarray, above: Staff, below: Staff) -> Join:
     "Look for what joins two staves."
     x0, x1 = max(above.x0, below.x0), min(above.x1, below.x1)
@@ -390,8 +407,11 @@ def _join(img: np.ndarray, above: Staff, below: Staff) -> Join:
         return Join(0, 0, False, 0, 0)
     first, left, end = round(above.top), round(x0), round(below.bottom) + 1
     start, ink = max(0, round(min(above.x0, below.x0)) - SPACE), max(above.ink, below.ink)
+    margin = min(SPACE, first, len(img) - end)
+    tall = _plumb(img[first - margin : end + margin], ink, start, left + SPACE)
+    tall = cv2.erode(tall, np.ones((1, 3), np.uint8)) < 170  # braces are as dark as notes
     band = cv2.erode(_plumb(img[first:end], ink, start, left + SPACE), np.ones((1, 3), np.uint8))
-    dark, black = band < ink, band < 170  # lines may be pale, braces are as dark as notes
+    dark, black = band < ink, band < 170  # lines may be pale
     gap = slice(round(above.bottom) - first, round(below.top) + 1 - first)
     near = dark[:, start : left + SPACE]
     line, edges = _upright(near).max(initial=0), _runs(near.mean(0) > 0.6, 1)
@@ -402,7 +422,7 @@ def _join(img: np.ndarray, above: Staff, below: Staff) -> Join:
     through = _upright(inner, 1.0) > 0.9
     each = [_upright(inner[round(s.top) - first : round(s.bottom) + 1 - first], 1.0) > 0.9 for s in (above, below)]
     near = [cv2.dilate(e.astype(np.uint8)[None], np.ones((1, 9), np.uint8))[0].astype(bool) for e in each]
-    is_curved = bool(brace > 0.85 and black[:, columns].mean(0).max() < 0.94)
+    is_curved = bool(brace > 0.85 and not _is_bracket(tall, columns, slice(margin, margin + end - first)))
     return Join(float(line), float(brace), is_curved, _count(through), _count(near[0] & near[1]))
 
 # %% ../../nbs/page/systems.ipynb #a29afa27
