@@ -1,6 +1,6 @@
 """Which staves are one part: systems of made pages laid out as they were engraved, and grand staves of scans.
 
-    python benchmarks/parts.py --source openscore-lieder.zip --count 40
+    python benchmarks/parts.py --source music21 --count 40
     python benchmarks/parts.py --scans FOLDER        # pictures of one grand staff each, as a folder of PNG
 
 Pages hold a voice above a piano, piano alone, single staves, two voices, or more, some of them in a bracket with bar
@@ -31,7 +31,7 @@ def layouts(img: np.ndarray) -> list[tuple[int, ...]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", help="a corpus of songs, see vitomr data build")
+    parser.add_argument("--source", help="a corpus with songs of three voices, see vitomr data build")
     parser.add_argument("--count", type=int, default=40, help="pages of each degradation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scans", type=Path, help="a folder of PNG, each one grand staff")
