@@ -736,7 +736,8 @@ def test_weights_are_scored_without_measuring(app, monkeypatch):
     assert app.choose(measured, "vitomr")[0] == views.reward_html(found["vitomr"])
 
 
-def test_names_and_tokens_of_a_truth_are_escaped(app, tmp_path):
+def test_names_and_tokens_of_a_truth_are_escaped(app, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # as if they were uploaded
     weights, taken = [0.1] * len(TERMS), {"sheets": [SimpleNamespace(parts=[["measure"]])], "at": 0}
     for i, text in enumerate(t for t in HOSTILE if "/" not in t):
         for path in (tmp_path / f"{text}.pdf", tmp_path / f"{i}.lmx"):
