@@ -220,6 +220,58 @@ def test_pages_without_music_are_one_line(img):
     assert "\n" not in str(e.value)
 
 
+# parts
+
+
+def spoilt(sheet, how):
+    "The page with the marks left of its systems changed; `straight` draws a brace as Joplin's printers did."
+    img, unit = sheet.img.copy(), sheet.space
+    for system in sheet.systems:
+        x, y0, y1 = system.staves[:, 0, 0].min(), system.staves[0, 0, 1], system.staves[-1, 2, 1]
+        mark = img[int(y0 - unit) : int(y1 + unit), max(0, int(x - 2.4 * unit)) : int(x - 0.25 * unit)]
+        if how == "thin":
+            mark[:] = cv2.dilate(mark, np.ones((1, 3), np.uint8))
+        elif how == "faded":
+            mark[:] = 255 - (255 - mark) // 2
+        elif how == "cut":
+            mark[:, : -round(0.4 * unit)] = 255
+        elif how in ("gone", "straight"):
+            mark[:] = 255
+        if how == "straight":
+            right, left, middle = (round(x - v * unit) for v in (0.4, 0.9, 1.15))
+            cv2.rectangle(img, (left, int(y0)), (right, int(y1)), 0, -1)
+            cv2.circle(img, (middle, int((y0 + y1) / 2)), 2, 0, -1)
+    return img
+
+
+@pytest.mark.parametrize(
+    "kind, bracket, how",
+    [("piano", "none", how) for how in ("thin", "faded", "cut", "gone", "straight")]
+    + [("voice and piano", "none", how) for how in ("thin", "faded", "cut", "gone")]
+    + [("two voices", "through", how) for how in ("whole", "thin")]
+    + [("four voices", "through", how) for how in ("whole", "faded", "gone")],
+)
+def test_parts_are_told_by_all_that_joins_their_staves(songs, kind, bracket, how):
+    sheet = random_sheet(songs, 5, kind=kind, n_systems=1, bracket=bracket)
+    page = find_systems(spoilt(sheet, how))
+    assert [tuple(p.n_staves for p in s.parts) for s in page.systems] == [sheet.staves_of_parts]
+
+
+def test_a_bracket_on_a_pale_scan_is_no_brace(songs):
+    sheet = random_sheet(songs, 2, kind="two voices", n_systems=3, bracket="through")  # the second staff seems short
+    page = find_systems(wear(sheet, np.random.default_rng(2), "scan").img)
+    assert [[p.n_staves for p in s.parts] for s in page.systems] == [[1, 1]] * 3
+
+
+def test_a_doubtful_system_follows_the_others_of_its_page():
+    piano = systems.Join(line=1, brace=1, shown=1, bend=0.5, n_through=5, n_bars=5)
+    doubtful = systems.Join(line=1, brace=1, shown=1, bend=0.1, n_through=5, n_bars=5)
+    assert systems._layouts([[doubtful]]) == [[1, 1]]
+    assert systems._layouts([[piano], [doubtful], [piano]]) == [[2]] * 3
+    voice = systems.Join(line=1, n_bars=5)
+    assert systems._layouts([[voice, piano], [doubtful], [voice, doubtful]]) == [[1, 2], [1, 1], [1, 2]]
+
+
 # files
 
 

@@ -60,7 +60,7 @@ def _add_lyrics(part: ET.Element, rng: np.random.Generator, n_verses: int) -> No
 
 def page_parts(
     song: Song,
-    kind: str,  # one of KINDS
+    kind: str,  # one of KINDS, or "four voices"
     n_bars: int,
     rng: np.random.Generator,
 ) -> list[ET.Element]:  # <part> elements of n_bars each
@@ -76,7 +76,7 @@ def page_parts(
     for note in (n for line in lines for n in line.iter("note")):
         note[:] = [e for e in note if e.tag != "lyric"]
     piano = piano_reduction([copy.deepcopy(line) for line in lines], rng) if "piano" in kind else None
-    n_voices = {"piano": 0, "two voices": 2, "three voices": 3}.get(kind, 1)
+    n_voices = {"piano": 0, "two voices": 2, "three voices": 3, "four voices": 4}.get(kind, 1)
     n_verses = int(rng.choice([0, 1, 2], p=[0.4, 0.4, 0.2]))
     for line in lines[:n_voices]:
         _add_lyrics(line, rng, n_verses)
@@ -218,6 +218,7 @@ def make_sheet(
     width: float = 110.0,  # of the music, in staff spaces
     font: str | None = None,  # one of FONTS; drawn at random when left out
     engraver: str = "verovio",  # or one of data.engravers
+    bracket: str | None = None,  # none, through or between (bar lines through, or not); drawn when left out
 ) -> Sheet:
     "Engrave parts on a page with text around them. Raises `ScoreError`."
     layout = random_layout(rng)
@@ -226,8 +227,10 @@ def make_sheet(
                "pageHeight": 60_000, "spacingSystem": int(rng.integers(5, 13)), "condense": "none"}
     layout |= {"options": options, "staff_space": space, "font": font or layout["font"]}
     score = join_parts([copy.deepcopy(p) for p in lines], [name] * len(lines))
-    if rng.random() < 0.4:
-        _add_bracket(score, is_through=bool(rng.integers(2)))
+    if bracket is None:
+        bracket = ("between", "through")[rng.integers(2)] if rng.random() < 0.4 else "none"
+    if bracket != "none":
+        _add_bracket(score, is_through=bracket == "through")
     if engraver == "verovio":
         drawn = split_systems(engrave(score, **layout).svg, layout["text_font"], n_systems)
     else:
@@ -260,10 +263,11 @@ def random_sheet(
     songs: Sequence[Song],
     seed: int,
     *,
-    kind: str | None = None,  # one of KINDS
+    kind: str | None = None,  # as for `page_parts`
     n_systems: int | None = None,  # 2 to 12
     font: str | None = None,
     engraver: str = "verovio",
+    bracket: str | None = None,  # as for `make_sheet`
 ) -> Sheet:
     "A clean page drawn at random; the same seed gives the same page."
     for turn in range(50):
@@ -275,7 +279,8 @@ def random_sheet(
         try:
             lines = page_parts(song, which, 7 * n, rng)
             space, width = rng.uniform(8, 13), rng.uniform(75, 125)
-            return make_sheet(lines, n, rng, space=space, width=width, font=font, engraver=engraver)
+            drawn = {"font": font, "engraver": engraver, "bracket": bracket}
+            return make_sheet(lines, n, rng, space=space, width=width, **drawn)
         except EngraverError:
             raise
         except ScoreError:

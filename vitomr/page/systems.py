@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'MAX_LEVEL', 'SMALLER', 'LONGEST', 'LARGEST', 'STRIP', 'FAINT', 'SCALES', 'MIN_ANSWER', 'MIN_STRIPS',
-           'FAINTER', 'BRIDGE', 'STRAIGHT', 'EVEN', 'BEYOND', 'ABOVE', 'BELOW', 'Level', 'Staff', 'Join', 'Part',
+           'FAINTER', 'BRIDGE', 'LEAST_BEND', 'MOST_BEND', 'TIP', 'ABOVE', 'BELOW', 'Level', 'Staff', 'Join', 'Part',
            'System', 'Page', 'find_systems', 'crop', 'with_boxes', 'outline_iou', 'match_outlines']
 
 # %% ../../nbs/page/systems.ipynb #f9d5aa0d
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -353,15 +352,37 @@ def _upright(
         total = np.maximum(total, np.maximum(left, right) - lean) + row
     return total / len(dark)
 
+# %% ../../nbs/page/systems.ipynb #b7ac0001
+LEAST_BEND, MOST_BEND = 0.2, 1.2  # staff spaces; a shadow or the edge of the paper sways more than a brace
+TIP = 0.12  # staff spaces
+
 
 @dataclass
 class Join:
     "What stands between a staff and the one below it."
-    line: float  # 0..1, how whole the line at their left end is
-    brace: float  # how whole the brace or bracket is
-    is_curved: bool  # a brace, not a bracket
-    n_through: int  # bar lines that go through both
-    n_bars: int  # bar lines at the same place in both, through or not
+    line: float = 0.0  # 0..1, how whole the line at their left end is
+    brace: float = 0.0  # how whole the brace or bracket is between them
+    shown: float = 0.0  # share of their height with a brace or bracket beside it
+    bend: float = 0.0  # staff spaces that it sways sideways
+    tip: float = 0.0  # staff spaces that its middle stands out to the left
+    n_through: int = 0  # bar lines that go through both
+    n_bars: int = 0  # bar lines at the same place in both, through or not
+    is_treble_over_bass: bool | None = None  # None where a clef is not clear
+
+    @property
+    def is_through(self) -> bool:
+        "Do bar lines go through?"
+        return self.n_through >= 1 and 2 * self.n_through >= self.n_bars
+
+    @property
+    def is_curved(self) -> bool:
+        "Is there a brace that is drawn as one?"
+        return self.shown > 0.5 and LEAST_BEND < self.bend < MOST_BEND
+
+    @property
+    def is_straight(self) -> bool:
+        "Is there a bracket, or a brace as straight as one?"
+        return self.shown > 0.5 and self.brace > 0.85 and self.bend <= LEAST_BEND
 
     @property
     def is_system(self) -> bool:
@@ -378,52 +399,83 @@ def _plumb(img: np.ndarray, ink: float, a: int, b: int) -> np.ndarray:  # uint8 
     moved = np.arange(img.shape[1]) + np.round(best[1] * rows).astype(int)
     return np.take_along_axis(img, np.clip(moved, 0, img.shape[1] - 1), 1)
 
+# %% ../../nbs/page/systems.ipynb #b7ac0002
+def _shape(black: np.ndarray) -> tuple[float, float, float]:
+    "Of the upright mark nearest to the right edge of columns (h, w): share of rows, sway and tip in staff spaces."
+    thick = cv2.morphologyEx(black.astype(np.uint8), cv2.MORPH_OPEN, np.ones((1, 3), np.uint8)).astype(bool)
+    black = np.where(thick.any(1)[:, None], thick, black)  # what is left of the line of the system is thinner
+    black = np.c_[np.zeros(len(black), bool), black][:, ::-1]  # from the right; the last column is paper
+    columns, shown = np.arange(black.shape[1]), black.any(1)
+    first = black.argmax(1)
+    after = (~black & (columns > first[:, None])).argmax(1)
+    if shown.mean() < 0.3:
+        return float(shown.mean()), 0.0, 0.0
+    rows, middle, left = np.flatnonzero(shown), ((first + after) / 2)[shown], after[shown]
+    sway = middle - np.polyval(np.polyfit(rows, middle, 1), rows)  # a leaning bracket is straight
+    near = abs(rows - len(black) / 2) < 0.8 * SPACE
+    tip = left[near].max() - np.median(left) if near.any() else 0.0
+    return float(shown.mean()), float(np.ptp(np.quantile(sway, [0.05, 0.95])) / SPACE), float(tip / SPACE)
+
+# %% ../../nbs/page/systems.ipynb #b7ac0003
+def _clef(img: np.ndarray, staff: Staff, x0: float) -> str:
+    "G where ink stands out above and below the staff at its left end, F where only the upper half is full."
+    a, b, unit = round(x0) + SPACE // 2, round(x0 + 3.5 * SPACE), staff.space
+    dark = img[:, a:b] < staff.ink
+
+    def rows(first: float, last: float) -> np.ndarray:  # of the picture, bool (h, w)
+        return dark[max(0, round(first)) : max(1, round(last))]
+
+    above = rows(staff.top - unit, staff.top - 0.4 * unit).any(1)
+    below = rows(staff.bottom + 0.4 * unit, staff.bottom + unit).any(1)
+    lowest = rows(staff.bottom - 0.8 * unit, staff.bottom - 0.25 * unit)
+    upper = rows(staff.top + 0.25 * unit, staff.top + 1.75 * unit)
+    if not (above.size and below.size and lowest.size and upper.size):
+        return ""
+    if min(above.mean(), below.mean()) > 0.7:
+        return "G"
+    return "F" if below.mean() < 0.4 and lowest.mean() < 0.15 and upper.mean() > 0.3 else ""
+
 # %% ../../nbs/page/systems.ipynb #1004d4e8
 def _count(on: np.ndarray) -> int:
     return len(_runs(on, SPACE))
 
 
-STRAIGHT = 0.94  # of its height, what the fullest column of a bracket holds
-EVEN = 1.55  # a bracket is nowhere this much thicker than elsewhere
-BEYOND = (0.15, 0.45)  # staff spaces past the outer lines, where a bracket still goes on
-
-
-def _is_bracket(black: np.ndarray, columns: slice, rows: slice) -> bool:
-    "Is the stroke in these columns straight, of one width, and longer than the staves (rows) it stands before?"
-    inside = black[rows, columns]
-    widths = inside.sum(1)
-    thin, thick = np.percentile(widths[widths > 0], [10, 90]) if widths.any() else (1, 99)
-    if inside.mean(0).max(initial=0) < STRAIGHT or thick > EVEN * thin:
-        return False
-    near, far = (round(x * SPACE) for x in BEYOND)
-    ends = black[max(0, rows.start - far) : max(0, rows.start - near)], black[rows.stop + near : rows.stop + far]
-    return all(end[:, columns].any(1).mean() > 0.7 for end in ends if len(end))
+def _line(dark: np.ndarray, start: int, left: int, first: int) -> tuple[float, int]:
+    "Share of dark rows (h, w) and column of the line of a system, between the first column and the left end."
+    share = dark[:, : left + SPACE].mean(0)
+    runs = [(start + a, float(share[start + a : start + b].max())) for a, b in _runs(share[start:] > 0.6, 1)]
+    runs = [r for r in runs if r[0] < first + SPACE] or runs  # not the stem of a clef
+    if not runs or runs[-1][1] < 0.9:
+        far = max(0, first - round(4.5 * SPACE))  # a clef may have hidden where the staves begin
+        thin = [far + a for a, b in _runs(share[far:first] > 0.95, 1) if b - a < 0.6 * SPACE]
+        runs += [(a, float(share[a])) for a in thin[-1:]]
+    return (runs[-1][1], runs[-1][0]) if runs else (0.0, left)
 
 
 def _join(img: np.ndarray, above: Staff, below: Staff) -> Join:
     "Look for what joins two staves."
     x0, x1 = max(above.x0, below.x0), min(above.x1, below.x1)
     if below.top <= above.bottom or x1 - x0 < 4 * SPACE:
-        return Join(0, 0, False, 0, 0)
+        return Join()
     first, left, end = round(above.top), round(x0), round(below.bottom) + 1
     start, ink = max(0, round(min(above.x0, below.x0)) - SPACE), max(above.ink, below.ink)
-    margin = min(SPACE, first, len(img) - end)
-    tall = _plumb(img[first - margin : end + margin], ink, start, left + SPACE)
-    tall = cv2.erode(tall, np.ones((1, 3), np.uint8)) < 170  # braces are as dark as notes
-    band = cv2.erode(_plumb(img[first:end], ink, start, left + SPACE), np.ones((1, 3), np.uint8))
-    dark, black = band < ink, band < 170  # lines may be pale
+    plumb = _plumb(img[first:end], ink, start, left + SPACE)
+    band = cv2.erode(plumb, np.ones((1, 3), np.uint8))  # darkest of three
+    dark, black = band < ink, band < 170  # lines may be pale, braces are as dark as notes
     gap = slice(round(above.bottom) - first, round(below.top) + 1 - first)
     near = dark[:, start : left + SPACE]
-    line, edges = _upright(near).max(initial=0), _runs(near.mean(0) > 0.6, 1)
-    left = start + edges[-1][0] if edges else left
+    line, left = _line(dark, start, left, round(min(above.x0, below.x0)))
+    line = max(line, float(_upright(near).max(initial=0)))
     columns = slice(max(0, left - 3 * SPACE), max(1, left - SPACE // 4))
     brace = _upright(black[gap, columns], 0.1).max(initial=0)
     inner = dark[:, left + 3 * SPACE : round(x1) + round(0.5 * SPACE)]
     through = _upright(inner, 1.0) > 0.9
     each = [_upright(inner[round(s.top) - first : round(s.bottom) + 1 - first], 1.0) > 0.9 for s in (above, below)]
     near = [cv2.dilate(e.astype(np.uint8)[None], np.ones((1, 9), np.uint8))[0].astype(bool) for e in each]
-    is_curved = bool(brace > 0.85 and not _is_bracket(tall, columns, slice(margin, margin + end - first)))
-    return Join(float(line), float(brace), is_curved, _count(through), _count(near[0] & near[1]))
+    shape = _shape(plumb[:, max(0, left - round(2.2 * SPACE)) : max(1, left - SPACE // 6)] < 170)
+    clefs = _clef(img, above, left), _clef(img, below, left)
+    is_treble_over_bass = None if "" in clefs else clefs == ("G", "F")
+    return Join(line, float(brace), *shape, _count(through), _count(near[0] & near[1]), is_treble_over_bass)
 
 # %% ../../nbs/page/systems.ipynb #a29afa27
 @dataclass
@@ -455,20 +507,48 @@ def _split(staves: Sequence[Staff], is_joined: Sequence[bool]) -> list[list[Staf
         groups[-1].append(staff) if joined else groups.append([staff])
     return groups
 
+# %% ../../nbs/page/systems.ipynb #b7ac0004
+def _evidence(joins: Sequence[Join]) -> np.ndarray:  # (len(joins),)
+    "For each two neighbouring staves of a system, how much speaks for one part (above 0) or against it."
+    found = np.zeros(len(joins))
+    for i, j in enumerate(joins):
+        goes_on = any(other.is_through for other in (*joins[max(0, i - 1) : i], *joins[i + 1 : i + 2]))
+        if j.is_curved:
+            found[i] += 4 if j.line > 0.85 else 2
+        elif j.is_straight:
+            found[i] += -1 if j.tip > TIP else -3.5
+        if not j.is_through:
+            found[i] -= 3 if j.n_bars >= 2 else 0
+        elif not goes_on:
+            found[i] += 1.75
+        elif not (j.is_curved or j.is_straight):
+            found[i] -= 2
+        if j.is_treble_over_bass is not None:
+            found[i] += 1 if j.is_treble_over_bass else -0.5
+    return found
 
-def _part_groups(staves: Sequence[Staff], joins: Sequence[Join]) -> list[list[Staff]]:
-    "Which staves of one system are a part."
-    is_through = [j.n_through >= 1 and 2 * j.n_through >= j.n_bars for j in joins]
-    groups, i = [], 0
-    while i < len(staves):
-        pair = i + 1 < len(staves) and is_through[i]
-        if pair and not joins[i].is_curved:  # without a brace, only where the bar lines end here
-            pair = not (i > 0 and is_through[i - 1]) and not (i + 1 < len(joins) and is_through[i + 1])
-            pair = pair and not joins[i].brace > 0.85
-        pair = pair or (i + 1 < len(staves) and joins[i].is_curved and joins[i].line > 0.85)
-        groups.append(list(staves[i : i + 1 + pair]))
-        i += 1 + pair
-    return groups
+
+def _layout(evidence: Sequence[float]) -> list[int]:
+    "Staves of each part, one or two, so that the evidence within parts has the largest sum."
+    best: list[tuple[float, list[int]]] = [(0.0, []), (0.0, [1])]  # of so many staves
+    for e in evidence:
+        one, two = best[-1], best[-2]
+        best.append(max((one[0], [*one[1], 1]), (two[0] + e, [*two[1], 2])))
+    return best[len(evidence) + 1][1]
+
+
+def _layouts(joins: Sequence[Sequence[Join]]) -> list[list[int]]:
+    "Staves of each part, system by system: systems of as many staves are laid out alike, by all their evidence."
+    total: dict[int, np.ndarray] = {}
+    for js in joins:
+        total[len(js)] = total.get(len(js), 0) + _evidence(js)
+    return [_layout(total[len(js)]) for js in joins]
+
+
+def _in_parts(staves: Sequence[Staff], sizes: Sequence[int]) -> list[list[Staff]]:
+    "Staves in groups of these sizes."
+    ends = np.cumsum([0, *sizes])
+    return [list(staves[a:b]) for a, b in zip(ends, ends[1:])]
 
 # %% ../../nbs/page/systems.ipynb #8e3b342f
 ABOVE, BELOW = 2.0, 3.0  # staff spaces of blank paper that end a box
@@ -520,10 +600,11 @@ def _box(ink: np.ndarray, staves: Sequence[Staff], top: int, bottom: int) -> tup
     return x0 - left, y0, x1 + right, y1
 
 
-def _agree(layouts: Sequence[Sequence[int]]) -> list[list[int]]:
-    "Staves of each part, system by system: systems of as many staves are laid out alike, as most of them are."
-    votes = Counter((sum(x), tuple(x)) for x in layouts)
-    return [list(max((v for v in votes if v[0] == sum(x)), key=lambda v: votes[v])[1]) for x in layouts]
+def _joins_of(img: np.ndarray, staves: Sequence[Staff]) -> list[Join]:
+    "What joins the staves of one system. They begin together: where a clef hides the beginning, the others tell it."
+    first = min(s.x0 for s in staves)
+    aligned = [replace(s, x0=first) if s.x0 < first + 4.5 * SPACE else s for s in staves]
+    return [_join(img, a, b) for a, b in zip(aligned, aligned[1:])]
 
 
 def _group(img: np.ndarray, staves: list[Staff]) -> list[System]:
@@ -531,12 +612,10 @@ def _group(img: np.ndarray, staves: list[Staff]) -> list[System]:
     joins = [_join(img, a, b) for a, b in zip(staves, staves[1:])]
     ink, systems = _clean(img), []
     groups = _split(staves, [j.is_system for j in joins])
-    starts = np.cumsum([0, *(len(g) for g in groups)])
-    found = [_part_groups(g, joins[a : a + len(g) - 1]) for g, a in zip(groups, starts, strict=False)]
+    layouts = _layouts([_joins_of(img, g) for g in groups])
     cuts = [0, *(_cut(ink, a[-1], b[0]) for a, b in zip(groups, groups[1:])), img.shape[0]]
-    for group, sizes, top, bottom in zip(groups, _agree([[len(p) for p in f] for f in found]), cuts, cuts[1:]):
-        box, ends = _box(ink, group, top, bottom), np.cumsum([0, *sizes])
-        inner = [group[a:b] for a, b in zip(ends, ends[1:])]
+    for group, sizes, top, bottom in zip(groups, layouts, cuts, cuts[1:]):
+        box, inner = _box(ink, group, top, bottom), _in_parts(group, sizes)
         between = [box[1], *(_cut(ink, a[-1], b[0]) for a, b in zip(inner, inner[1:])), box[3]]
         rows = [_box(ink, p, a, b) for p, a, b in zip(inner, between, between[1:])]
         systems.append(System([Part(tuple(p), (box[0], r[1], box[2], r[3])) for p, r in zip(inner, rows)], box))
@@ -627,8 +706,7 @@ def with_boxes(
             raise ValueError(f"box {tuple(given)}: expected one of {2 * SPACE} px or more on the page of {w} x {h} px")
         inside = [s for s in staves if y0 < (s.top + s.bottom) / 2 < y1]
         inside = [s for s in inside if min(s.x1, x1) - max(s.x0, x0) > 0.3 * (x1 - x0)]
-        joins = [_join(page.img, a, b) for a, b in zip(inside, inside[1:])]
-        groups = _part_groups(inside, joins)
+        groups = _in_parts(inside, _layouts([_joins_of(page.img, inside)])[0]) if inside else []
         between = [y0, *(_cut(ink, a[-1], b[0]) for a, b in zip(groups, groups[1:])), y1]
         parts = [Part(tuple(g), (x0, a, x1, b)) for g, a, b in zip(groups, between, between[1:])]
         systems.append(System(parts or [Part((), (x0, y0, x1, y1))], (x0, y0, x1, y1)))
