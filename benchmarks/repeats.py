@@ -56,14 +56,14 @@ def collected(source: str, count: int) -> list[tuple[str, dict]]:
     return found[:count]
 
 
-def engraved(path: str, order: str, anew: bool) -> list[str]:
+def engraved(path: str, order: str, renewed: bool) -> list[str]:
     "A digest of the SVG of each excerpt of a file."
     excerpts = json.loads(Path(path).read_text())
     turn = {"forward": range(len(excerpts)), "backward": range(len(excerpts))[::-1]}
     turn["shuffled"] = np.random.default_rng(1).permutation(len(excerpts))
     digests = [""] * len(excerpts)
     for i in turn[order]:
-        if anew:
+        if renewed:
             vars(engrave._of_thread).clear()
         score, layout = excerpts[i]
         options = {"svgFormatRaw": True, **layout["options"]}
@@ -83,14 +83,14 @@ def main() -> int:
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        print(json.dumps(engraved(args.work[0], args.work[1], args.work[2] == "anew")))
+        print(json.dumps(engraved(args.work[0], args.work[1], args.work[2] == "new")))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "excerpts.json")
         path.write_text(json.dumps(collected(args.source, args.count)))
         digests = {}
-        for name, (order, anew, fill) in WAYS.items():
-            command = [sys.executable, __file__, "--work", str(path), order, "anew" if anew else "kept"]
+        for name, (order, renewed, fill) in WAYS.items():
+            command = [sys.executable, __file__, "--work", str(path), order, "new" if renewed else "kept"]
             environment = os.environ | ({"MALLOC_PERTURB_": fill} if fill else {})
             digests[name] = json.loads(subprocess.check_output(command, env=environment))
             differ = sum(a != b for a, b in zip(digests[name], digests["in order"], strict=True))

@@ -389,7 +389,7 @@ def test_dynamic_sampling_never_dilutes():
     "One picture in two teaches nothing; the others weigh as much as if it had not been drawn."
     reward = lambda states, actions: [[float(a) if s % 2 else 0.5 for a in g] for s, g in zip(states, actions)]
     diluted, _ = gradient(context(Bandit(), reward))
-    t = context(Bandit(), reward=reward, dynamic_sampling=1, data=lambda step, k: k % 4)  # drawn anew: the same places
+    t = context(Bandit(), reward=reward, dynamic_sampling=1, data=lambda step, k: k % 4)  # the same places
     parts, table, dead = collect(t, 0)
     kept = table.live
     assert dead >= 0.5 and not kept[::2].any() and kept.any()

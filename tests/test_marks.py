@@ -78,6 +78,12 @@ def test_tokens_become_the_signs_again(signs):
     assert all(f'class="{what}"' in drawn for what in ("dynam", "hairpin", "octave", "turn", "pedal", "voltaBracket"))
 
 
+def test_dynamics_stand_below_also_under_an_octave_line():
+    score = to_musicxml("measure octave:8va dynamics:f D6 half B5 half octave:stop".split())
+    placed = {d.find("direction-type")[0].tag: d.get("placement") for d in score.iter("direction")}
+    assert placed == {"octave-shift": "above", "dynamics": "below"}
+
+
 def test_lines_open_at_the_edge_of_a_line_meet_in_the_document(signs):
     first = "measure clef:G2 wedge:crescendo C4 whole".split()
     second = "measure clef:G2 D4 whole wedge:stop".split()

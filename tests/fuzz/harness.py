@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-MOST_SECONDS = 30.0  # of one piece of work: the limit of a worker is 20, and the machine may be busy
+MOST_SECONDS = 25.0  # of one piece of work: the limit of a worker is 20, and the machine may be busy
 MOST_GROWTH = 2_000_000_000  # bytes of this process
 MOST_CHARACTERS = 200  # of an error line
 

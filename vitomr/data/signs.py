@@ -72,7 +72,7 @@ def _insert(place: tuple[ET.Element, ET.Element], direction: ET.Element) -> None
 def _has(part: ET.Element, tag: str) -> bool:
     return part.find(f"measure/direction/direction-type/{tag}") is not None
 
-
+# %% ../../nbs/data/signs.ipynb #fd8a1b7c
 def add_line(
     part: ET.Element,  # an excerpt, changed in place; left alone where it has such lines
     rng: np.random.Generator,
@@ -102,7 +102,7 @@ def add_line(
     _insert(row[start], direction_element(begun, staff, several=several))
     _insert(row[end], direction_element(f"{kind}:stop", staff, begun=begun, several=several))
 
-
+# %% ../../nbs/data/signs.ipynb #203ef175
 def add_dynamics(
     part: ET.Element,  # an excerpt, changed in place
     rng: np.random.Generator,
@@ -115,7 +115,7 @@ def add_dynamics(
         token = DYNAMICS[rng.integers(len(DYNAMICS))] if rng.random() < 0.9 else ["segno", "coda"][rng.integers(2)]
         _insert(places[staff][rng.integers(len(places[staff]))], direction_element(token, staff, several=several))
 
-
+# %% ../../nbs/data/signs.ipynb #0ca9c552
 def add_ornaments(
     part: ET.Element,  # an excerpt, changed in place
     rng: np.random.Generator,
@@ -135,7 +135,7 @@ def _reference(sign: str, line: int) -> int:
     "Steps above C0 of the bottom line."
     return CLEF_NOTES[sign] - 2 * (line - 1)
 
-
+# %% ../../nbs/data/signs.ipynb #fa6c8ca9
 def under_clef(
     part: ET.Element,  # an excerpt of one staff, changed in place
     sign: str,
@@ -161,7 +161,7 @@ def under_clef(
     ET.SubElement(clefs[0], "line").text = str(line)
     return True
 
-
+# %% ../../nbs/data/signs.ipynb #bba1250b
 def in_random_clef(
     part: ET.Element,  # an excerpt of one staff, changed in place
     rng: np.random.Generator,

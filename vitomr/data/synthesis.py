@@ -69,7 +69,7 @@ def random_layout(
     "An engraver's house style: fonts, distances and line widths, beams and noteheads thick or thin, bar numbers."
     u, chance = rng.uniform, rng.random
     options = {
-        "xmlIdSeed": 1,  # else ids of elements are drawn anew in every process
+        "xmlIdSeed": 1,  # else ids of elements are drawn again in every process
         "spacingLinear": round(u(0.20, 0.34), 3),
         "spacingNonLinear": round(u(0.50, 0.66), 3),
         "spacingStaff": int(rng.integers(8, 16)),

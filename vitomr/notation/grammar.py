@@ -441,6 +441,12 @@ def _open(out, c: int) -> None:
 
 
 @_jit
+def _shut_note_marks(out) -> None:
+    for i in range(_FIRST[_TURN], _END[_BREATH]):
+        out[i] = False
+
+
+@_jit
 def _has_time(s, length: int) -> bool:
     "May the note being written last this long?"
     if s.grace or s.chord:
@@ -514,8 +520,7 @@ def _mask_tremolo(s, out) -> bool:  # must this note end one?
         out[_FIRST[_TREMOLO] + i] = ok
     if ends_one:
         out[_FIRST[_TRILL]] = False
-        for i in range(_FIRST[_TURN], _END[_BREATH]):
-            out[i] = False
+        _shut_note_marks(out)
     return ends_one
 
 # %% ../../nbs/notation/grammar.ipynb #ff1fe3dc
@@ -531,8 +536,7 @@ def _mask_suffixes(s, out) -> bool:  # may the note end here?
     for i in range(_FIRST[_ACCIDENTAL], len(out)):
         out[i] |= _AFTER[s.at, i]
     if s.root == _N_TYPES:
-        for i in range(_FIRST[_TURN], _END[_BREATH]):
-            out[i] = False
+        _shut_note_marks(out)
     is_complete = s.at >= _TREMOLO or not _mask_tremolo(s, out)
     if s.at <= _BEAM and not s.chord:
         key = 2 * s.voice + s.grace

@@ -80,10 +80,28 @@ def decode(
     return tokens
 
 # %% ../../nbs/notation/lmx.ipynb #668b32c3
+@dataclass
+class _Printed:
+    "The print tokens of a part, by the element that they belong to."
+    bars: dict[ET.Element, tuple[list[str], list[str]]] = field(default_factory=dict)  # at the start, at the end
+    directions: dict[ET.Element, dict[int, list[tuple[str, int]]]] = field(default_factory=dict)
+    suffixes: dict[ET.Element, list[str]] = field(default_factory=dict)  # of notes, clefs and time signatures
+
+    @classmethod
+    def of(cls, part: ET.Element) -> "_Printed":
+        bars, directions, suffixes = {}, {}, {}
+        for measure in part:
+            bars[measure], directions[measure] = bar_tokens(measure), directions_of(measure)
+            suffixes |= {n: marks for n in measure.iterfind("note") if (marks := note_marks(n))}
+            suffixes |= {c: [t] for c in measure.iterfind("attributes/clef") if (t := clef_octave(c))}
+            suffixes |= {c: [t] for c in measure.iterfind("attributes/time") if (t := time_symbol(c))}
+        return cls(bars, directions, suffixes)
+
+# %% ../../nbs/notation/lmx.ipynb #c612ef0e
 class _TracingLinearizer(Linearizer):
     "The reference linearizer, remembering which tokens each note wrote, and writing print tokens between them."
 
-    def __init__(self, printed: "_Printed | None" = None, **kwargs):
+    def __init__(self, printed: _Printed | None = None, **kwargs):
         super().__init__(**kwargs)
         self.spans: list[tuple[int, int, str]] = []  # first token, end, note id
         self.printed = printed or _Printed()
@@ -126,25 +144,7 @@ class _TracingLinearizer(Linearizer):
             if len(self.output_tokens) > before:
                 self.output_tokens[before + 1 : before + 1] = self.printed.suffixes.get(clef, ())
 
-
-@dataclass
-class _Printed:
-    "The print tokens of a part, by the element that they belong to."
-    bars: dict[ET.Element, tuple[list[str], list[str]]] = field(default_factory=dict)  # at the start, at the end
-    directions: dict[ET.Element, dict[int, list[tuple[str, int]]]] = field(default_factory=dict)
-    suffixes: dict[ET.Element, list[str]] = field(default_factory=dict)  # of notes, clefs and time signatures
-
-    @classmethod
-    def of(cls, part: ET.Element) -> "_Printed":
-        bars, directions, suffixes = {}, {}, {}
-        for measure in part:
-            bars[measure], directions[measure] = bar_tokens(measure), directions_of(measure)
-            suffixes |= {n: marks for n in measure.iterfind("note") if (marks := note_marks(n))}
-            suffixes |= {c: [t] for c in measure.iterfind("attributes/clef") if (t := clef_octave(c))}
-            suffixes |= {c: [t] for c in measure.iterfind("attributes/time") if (t := time_symbol(c))}
-        return cls(bars, directions, suffixes)
-
-
+# %% ../../nbs/notation/lmx.ipynb #60d1d0b2
 @dataclass
 class Linearised:
     "Tokens of a part, and where each came from."

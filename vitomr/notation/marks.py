@@ -169,7 +169,7 @@ def bar_tokens(
                 ends.add("barline:double" if style == "light-light" else "barline:final")
     return [t for t in BAR_STARTS if t in starts], [t for t in BAR_ENDS if t in ends]
 
-
+# %% ../../nbs/notation/marks.ipynb #7f29868b
 _MARK_TAGS = {  # where MusicXML keeps them
     "turn": "ornaments/turn", "inverted-turn": "ornaments/inverted-turn", "mordent": "ornaments/mordent",
     "inverted-mordent": "ornaments/inverted-mordent", "staccatissimo": "articulations/staccatissimo",
@@ -230,7 +230,8 @@ def direction_element(
 ) -> ET.Element:  # <direction>
     "A direction as MusicXML."
     kind, _, name = token.partition(":")
-    direction = ET.Element("direction", {"placement": "above" if token in _ABOVE or begun in _ABOVE else "below"})
+    line = begun if token == "octave:stop" else token
+    direction = ET.Element("direction", {"placement": "above" if line in _ABOVE else "below"})
     inside = ET.SubElement(direction, "direction-type")
     if kind == "dynamics":
         ET.SubElement(ET.SubElement(inside, "dynamics"), name)
@@ -289,7 +290,7 @@ def _add_bar_line(measure: ET.Element, tokens: set[str], closes: str | None, num
         if "repeat:end" in tokens:
             ET.SubElement(line, "repeat", {"direction": "backward"})
 
-
+# %% ../../nbs/notation/marks.ipynb #722bfa9a
 def add_bar_lines(
     measures: Sequence[ET.Element],  # <measure>, changed in place
     tokens: Sequence[set[str]],  # bar-line tokens of each
