@@ -28,6 +28,7 @@ from vitomr.notation.grammar import Grammar  # noqa: E402
 from vitomr.notation.score import ScoreError, musicxml_bytes  # noqa: E402
 from vitomr.page.documents import n_pages, page_numbers  # noqa: E402
 from vitomr.page.staves import normalise  # noqa: E402
+from vitomr.reading.choices import Decoding, control_of, takes_choices  # noqa: E402
 from vitomr.rewards import PRESETS, TERMS, reward_of_score  # noqa: E402
 from vitomr.sandbox import one_line  # noqa: E402
 from vitomr.sandbox import warm as warm_worker  # noqa: E402
@@ -47,11 +48,8 @@ from vitomr.serving import (  # noqa: E402
     uploaded,
 )
 from vitomr.transcribe import (  # noqa: E402
-    GRAMMARS,
     PACKAGED,
     TRUTH_SUFFIXES,
-    USUAL,
-    Decoding,
     Progress,
     Transcriber,
     read_truth_of_parts,
@@ -81,6 +79,7 @@ listeners = Listeners(
     grace=inf if spaces else GRACE,  # ZeroGPU reads in a process of its own, which does not see who listens
 )
 WAYS = {"Greedy": "greedy", "Beam": "beam", "Sampling": "sampling"}
+OF_WAY = {"beam": ("beam",), "sampling": ("temperature", "top_k", "top_p")}  # the choices that only this way has
 
 
 @cache
@@ -111,22 +110,12 @@ def card() -> str:
 IDLE = status_html("idle", "Drop a picture or a PDF, paste one, or pick an example.")
 
 
-def decoding(
-    way: str,
-    beam: float,
-    temperature: float,
-    top_k: float,
-    top_p: float,
-    grammar: str,
-    seed: float,
-    again: bool,
-    shifts: float,
-) -> Decoding:
-    "How to read, from the fields. Raises ValueError."
-    draws = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if way == "sampling" else {}
-    look = USUAL.second_look if again else 0
-    how = {"grammar": grammar, "seed": seed or 0, "second_look": look, "shifts": shifts}
-    return decoding_from(MAX_TOKENS, beam=beam if way == "beam" else 1, **how, **draws)
+def decoding(way: str, grammar: str, seed: float, second_look: bool, shifts: float, **others: float) -> Decoding:
+    "How to read, from the controls. Raises ValueError."
+    used = {name: others[name] for name in OF_WAY.get(str(way), ())}
+    return decoding_from(
+        MAX_TOKENS, grammar=grammar, seed=seed or 0, second_look=second_look, shifts=shifts, **used
+    )  # fmt: skip
 
 
 def wanted_pages(path: str, pages: str | None) -> list[int]:
@@ -199,7 +188,9 @@ def transcribe(
     try:
         watch.check()
         path = uploaded(picture)
-        how = decoding(way, beam, temperature, top_k, top_p, grammar, seed, second_look, shifts)
+        how = decoding(
+            way, grammar, seed, second_look, shifts, beam=beam, temperature=temperature, top_k=top_k, top_p=top_p
+        )
         numbers = wanted_pages(path, pages)
         given, due, sheets = boxes_from(boxes), 0.0, []
         n = number_from(samples, "samples", 1, MAX_SAMPLES) if way == "sampling" else 1
@@ -224,33 +215,14 @@ def transcribe(
 
 
 @(spaces.GPU if spaces else lambda f: f)
-def read_music(
-    picture: gr.FileData,
-    beam: int = 1,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    grammar: str = "none",
-    seed: int = 0,
-    pages: str = "",
-    form: str = "musicxml",
-    second_look: int = USUAL.second_look,
-    shifts: int = USUAL.shifts,
-) -> str:
+@takes_choices("max_tokens")
+def read_music(picture: gr.FileData, pages: str = "", form: str = "musicxml", **choices) -> str:
     """Read printed music and give it as text: a picture or photo of a line or a page, or a PDF.
 
     Args:
         picture: the file; PNG, JPEG, TIFF, WEBP or PDF
-        beam: width of a beam search; 1 for the likeliest token at each step
-        temperature: draw tokens at this temperature; 0 for no draws
-        top_k: of draws, from the k likeliest tokens; 0 for all
-        top_p: of draws, from the likeliest tokens that hold this share
-        grammar: none; shape, legal tokens only; time, bars add up, too
-        seed: of draws
         pages: of a PDF, as in 1-3,7; empty for all
         form: musicxml, or lmx for tokens, a line of text for each part
-        second_look: width of the beam that reads bars again which do not add up; 0 leaves them
-        shifts: how often a line is shown, each time moved on the grid of patches; 1 to 4, more reads better and slower
 
     Returns:
         the score
@@ -262,10 +234,7 @@ def read_music(
         watch.check()
         if path is None:
             raise ValueError("no picture; give one")
-        how = decoding_from(
-            MAX_TOKENS, beam=beam, temperature=temperature, top_k=top_k, top_p=top_p, grammar=grammar, seed=seed,
-            second_look=second_look, shifts=shifts,
-        )  # fmt: skip
+        how = decoding_from(MAX_TOKENS, **choices)
         numbers = wanted_pages(path, pages)
         check_cost(how, len(numbers))
         for news in reader().read(path, pages=numbers, how=how):  # noqa: B007, the last one holds all
@@ -478,6 +447,12 @@ try:
 except ValueError as e:  # MaeWeightsError
     raise SystemExit(f"app.py: {e}; VITOMR_MAE names another folder") from None
 
+def control(name: str, **layout) -> gr.components.Component:
+    "The control of a field of `Decoding`."
+    kind, options = control_of(name)
+    return getattr(gr, kind)(**options, elem_id=name.replace("_", "-"), **layout)
+
+
 with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
     gr.Markdown(INTRO)
     truth = gr.File(label="The right score", height=130, scale=2, min_width=280, elem_id="truth", render=False)
@@ -502,27 +477,16 @@ with gr.Blocks(title="vitomr", analytics_enabled=False, delete_cache=(600, 3600)
             with gr.Accordion("How to read", open=False, elem_id="how"):
                 with gr.Row():
                     way = gr.Radio(list(WAYS.items()), value="greedy", label="Choice of tokens", scale=4, elem_id="way")
-                    grammar = gr.Radio(list(GRAMMARS), value="none", label="Grammar", scale=4, elem_id="grammar")
+                    grammar = control("grammar", scale=4)
                 with gr.Row():
                     pages = gr.Textbox(
                         "", label="Pages of a PDF", placeholder="all, or 1-3,7", scale=3, elem_id="pages"
                     )
-                    second_look = gr.Checkbox(
-                        True, label="Second look", info="at bars that do not add up", scale=3, elem_id="second-look"
-                    )
-                    shifts = gr.Radio(
-                        [1, 2, 4], value=USUAL.shifts, label="Looks", info="moved and averaged; more is slower",
-                        scale=3, elem_id="shifts",
-                    )  # fmt: skip
+                    second_look, shifts = control("second_look", scale=3), control("shifts", scale=3)
                 with gr.Row():
-                    beam = gr.Slider(2, 8, 4, step=1, label="Beam width", buttons=[], elem_id="beam")
-                    temperature = gr.Slider(
-                        0.05, 2, 1, step=0.05, label="Temperature", buttons=[], elem_id="temperature"
-                    )
-                    top_k = gr.Slider(0, 50, 0, step=1, label="Top k (0: all)", buttons=[], elem_id="top-k")
-                    top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top p", buttons=[], elem_id="top-p")
+                    beam, temperature, top_k, top_p = (control(name) for of in OF_WAY.values() for name in of)
                     samples = gr.Slider(1, 8, 4, step=1, label="Samples", buttons=[], elem_id="samples")
-                    seed = gr.Number(0, precision=0, label="Seed", elem_id="seed")
+                    seed = control("seed")
                 again = gr.Button("Read again", size="sm", elem_id="again")
             status = gr.HTML(IDLE, label="Status", elem_id="status")
             with gr.Column(elem_id="results"):

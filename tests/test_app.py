@@ -33,8 +33,9 @@ from vitomr.mae import MAE, MAES, save_mae
 from vitomr.notation.lmx import linearise, to_musicxml
 from vitomr.notation.metrics import bars_that_add_up, errors_by_kind, symbol_error_rate
 from vitomr.notation.score import parts, read_score, root_of
+from vitomr.reading.choices import Decoding, choice_of, control_of
 from vitomr.rewards import PRESETS, TERMS, Breakdown, reward, reward_of_score, tokens_of_parts
-from vitomr.transcribe import PACKAGED, SUFFIXES, Decoding, Transcriber
+from vitomr.transcribe import PACKAGED, SUFFIXES, Transcriber
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -519,6 +520,11 @@ def test_client_gets_growing_scores_and_files(client):
     assert list(described) == ["/transcribe", "/read_music"]
     names = {p["parameter_name"] for p in described["/read_music"]["parameters"]}
     assert names == {"picture", "pages", "form", *(f.name for f in fields(Decoding))} - {"max_tokens"}
+    shown = {c["props"].get("elem_id"): c["props"] for c in client.config["components"]}
+    for name in (f.name for f in fields(Decoding) if choice_of(f).label):  # built from the field
+        (kind, options), props = control_of(name), shown[name.replace("_", "-")]
+        assert props["name"] == kind.lower() and props["label"] == options["label"]
+        assert all(props[k] == options[k] for k in ("value", "minimum", "maximum", "step") if k in options)
     job = client.submit(picture=handle_file(SCAN), api_name="/transcribe")
     status, picture, score, tokens, *files = job.result(timeout=90)
     bars = [int(found[1]) for out in job.outputs() if (found := BARS.search(out[0]))]
@@ -596,7 +602,7 @@ def test_a_request_that_costs_too_much_is_one_line(client, blank):
     from gradio_client import handle_file
     from gradio_client.exceptions import AppError
 
-    for choices, says in (({"beam": 10**9}, "beam"), ({"shifts": 1000}, "looks"), ({"seed": -1}, "seed")):
+    for choices, says in (({"beam": 10**9}, "beam"), ({"shifts": 1000}, "shifts"), ({"seed": -1}, "seed")):
         with pytest.raises(AppError, match=says) as e:
             client.predict(handle_file(blank), api_name="/read_music", **choices)
         assert "\n" not in str(e.value)

@@ -5,9 +5,11 @@ import json
 import os
 import signal
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+
+from vitomr.reading.choices import add_flags, decoding_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,32 +146,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def reading_options() -> argparse.ArgumentParser:
-    "Which weights, and how tokens are chosen: the fields of `transcribe.Decoding`, the same for every command."
+    "Which weights, and how tokens are chosen: the same for every command."
     r = argparse.ArgumentParser(add_help=False)
     r.add_argument("--weights", help="a weights folder or hub id; the packaged ones when left out")
     r.add_argument("--int8", action="store_true", help="weights in eight bits, on the CPU")
-    r.add_argument("--beam", type=int, default=1, help="width of a beam search; greedy when left out")
-    r.add_argument("--temperature", type=float, default=0.0, help="draw tokens at this temperature")
-    r.add_argument("--top-k", type=int, default=0, help="of draws: from the K likeliest tokens; 0: all")
-    r.add_argument("--top-p", type=float, default=1.0, help="of draws: from the likeliest that hold this share")
-    r.add_argument("--grammar", default="none", help="none; shape: legal tokens only; time: bars add up, too")
-    r.add_argument("--seed", type=int, default=0, help="of draws")
-    r.add_argument("--max-tokens", type=int, default=1024, help="of one line of music")
-    r.add_argument(
-        "--second-look", type=int, default=8, metavar="WIDTH",
-        help="of the beam that reads bars again which do not add up; 0: they stay as they are",
-    )  # fmt: skip
-    r.add_argument(
-        "--shifts", type=int, default=2, metavar="PLACES",
-        help="show each line at so many places on the grid of patches and read the mean of them; 1 is fastest, 4 reads best",
-    )  # fmt: skip
+    add_flags(r)
     return r
-
-
-def _decoding(args):
-    from vitomr.transcribe import Decoding
-
-    return Decoding(**{f.name: getattr(args, f.name) for f in fields(Decoding)})
 
 
 def transcribe(args) -> int:
@@ -187,7 +169,7 @@ def transcribe(args) -> int:
         names = {o.with_suffix("") for written in outs.values() for o in written}
         stem = args.out / (path.stem if args.out / path.stem not in names else path.name.replace(".", "-"))
         outs[path] = [args.out] if is_one else [stem.parent / (stem.name + f) for f in formats]
-    options = {"weights": args.weights, "int8": args.int8, "pages": args.pages, "how": _decoding(args)}
+    options = {"weights": args.weights, "int8": args.int8, "pages": args.pages, "how": decoding_of(args)}
     options["words"], missing = args.words, _missing_words(args.words)
     if is_one:
         print(_transcribe_file(*outs.popitem(), **options))
@@ -563,7 +545,7 @@ def evaluate(args) -> None:
         readings = load_readings(args.data)
     else:
         options = {"layout": args.layout, "split": args.split, "limit": args.limit, "bars": _range(args.bars)}
-        options |= {"degradations": args.degradation.split(","), "how": _decoding(args)}
+        options |= {"degradations": args.degradation.split(","), "how": decoding_of(args)}
         reader = Transcriber.from_pretrained(args.weights, int8=args.int8)
         readings = list(_progress(read_pairs(reader, args.data, **options)))
     if args.json:

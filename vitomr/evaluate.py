@@ -42,7 +42,8 @@ from vitomr.notation.metrics import (
 )
 from .notation.score import ScoreError, parts
 from .notation.tedn import tedn
-from .transcribe import USUAL, Decoding, Transcriber, batches, write_pictures
+from .reading.choices import USUAL, Decoding
+from .transcribe import Transcriber, batches, write_pictures
 
 # %% ../nbs/04_evaluate.ipynb #2cba9f99
 @dataclass

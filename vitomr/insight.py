@@ -18,7 +18,8 @@ from lmx.linearization import vocabulary as V
 from .data.batches import PATCH, pad_pictures
 from .nn.decoding import without_control
 from .notation.lmx import BOS_ID, EOS_ID, analyse, encode
-from .transcribe import USUAL, Decoding, Transcriber
+from .reading.choices import USUAL
+from .transcribe import Transcriber, writer_of
 
 # %% ../nbs/insight.ipynb #bb9670e7
 @dataclass
@@ -48,7 +49,7 @@ def look(
     pixels, mask = (x.to(transcriber.device) for x in pad_pictures([img]))
     logits, maps = transcriber.model.decode_guided(ids[:, :-1], transcriber.model.encode(pixels, mask))
     if shifts > 1:
-        writer = Decoding(shifts=shifts).writer(transcriber.model)
+        writer = writer_of(transcriber.model, shifts)
         logits = writer.decode(ids[:, :-1], writer.encode(pixels, mask))
     logp = without_control(logits).log_softmax(-1).gather(2, ids[:, 1:, None])[0, :, 0]
     seen = torch.stack([m.float().softmax(-1) for m in maps]).mean(0)[0, :-1]  # (T, L)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_BODY', 'EVERYWHERE', 'GRACE', 'MAX_COST', 'MAX_SECONDS', 'MAX_BEAM', 'MAX_SAMPLES', 'MAX_BOXES', 'RefusedError',
            'upload_folder', 'uploaded', 'check_message', 'UploadsOnly', 'served_hosts', 'is_served', 'ServedHosts',
-           'Listeners', 'session', 'number_from', 'check_cost', 'decoding_from', 'Watch', 'boxes_from']
+           'Listeners', 'session', 'number_from', 'check_widths', 'check_cost', 'decoding_from', 'Watch', 'boxes_from']
 
 # %% ../nbs/serving.ipynb #eb0e68b3
 import ipaddress
@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
 
+from .reading.choices import CHOICES, Decoding, checked, from_control
 from .sandbox import one_line
-from .transcribe import USUAL, Decoding
 
 # %% ../nbs/serving.ipynb #98be638a
 class RefusedError(ValueError):
@@ -267,6 +267,12 @@ def number_from(
     return int(value) if is_whole else float(value)
 
 
+def check_widths(how: Decoding) -> None:
+    "Refuse beams wider than a request may ask for. Raises `RefusedError`."
+    number_from(how.beam, "beam", 1, MAX_BEAM)
+    number_from(how.second_look, "second look", 0, MAX_BEAM)
+
+
 def check_cost(
     how: Decoding,
     n_pages: int,
@@ -274,8 +280,7 @@ def check_cost(
 ) -> None:
     "Refuse a request that keeps the others waiting. Raises `RefusedError` that names the limit."
     number_from(n_samples, "samples", 1, MAX_SAMPLES)
-    number_from(how.beam, "beam", 1, MAX_BEAM)
-    number_from(how.second_look, "second look", 0, max(MAX_BEAM, USUAL.second_look))
+    check_widths(how)
     cost = n_pages * n_samples * how.beam * how.shifts
     if cost > MAX_COST:
         raise RefusedError(
@@ -286,28 +291,13 @@ def check_cost(
 
 def decoding_from(
     max_tokens: int,  # of one line
-    *,
-    beam: object = 1,
-    temperature: object = 0.0,
-    top_k: object = 0,
-    top_p: object = 1.0,
-    grammar: object = "none",
-    seed: object = 0,
-    second_look: object = USUAL.second_look,
-    shifts: object = USUAL.shifts,
+    **given: object,  # fields of `Decoding`, as a request or a control of the app brings them
 ) -> Decoding:
-    "How to read, from what a request brings. Raises ValueError in one line."
-    return Decoding(
-        beam=number_from(beam, "beam", 1, MAX_BEAM),
-        temperature=number_from(temperature, "temperature", 0, 100, is_whole=False),
-        top_k=number_from(top_k, "top k", 0, 10_000),
-        top_p=number_from(top_p, "top p", 0, 1, is_whole=False),
-        grammar=one_line(grammar, 30),
-        seed=number_from(seed, "seed", 0, 2**53),
-        max_tokens=max_tokens,
-        second_look=number_from(second_look, "second look", 0, max(MAX_BEAM, USUAL.second_look)),
-        shifts=number_from(shifts, "looks", 1, 4),
-    )
+    "How to read. Raises ValueError in one line."
+    found = {name: checked(CHOICES[name], from_control(name, value)) for name, value in given.items()}
+    how = Decoding(max_tokens=max_tokens, **found)
+    check_widths(how)
+    return how
 
 
 class Watch:
