@@ -27,8 +27,9 @@ LAYERS = (
     "mae decoder",
     "rewards",
     "reading",
-    "grpo",
-    "evaluate transcribe audio tasks insight views serving",
+    "grpo audio",
+    "tasks",
+    "evaluate transcribe insight views serving",
     "cli",
 )
 RANK = {room: i for i, row in enumerate(LAYERS) for room in row.split()}
