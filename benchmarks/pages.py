@@ -20,7 +20,7 @@ import numpy as np
 from vitomr.data.corpora import open_corpus
 from vitomr.data.engravers import engravers_here
 from vitomr.data.pages import random_sheet, wear
-from vitomr.notation.engrave import FONTS
+from vitomr.notation.fonts import FONTS
 from vitomr.page import systems as page_systems
 from vitomr.page.staves import NoStaffError, open_picture
 from vitomr.page.systems import crop, find_systems, match_outlines

@@ -25,7 +25,8 @@ from rapidfuzz.distance import Indel, Levenshtein
 
 from vitomr.data.corpora import Song, open_corpus
 from vitomr.data.degrade import degrade
-from vitomr.notation.engrave import FONTS, TEXT_FONTS, rasterise_any, render_svg
+from vitomr.notation.engrave import rasterise_any, render_svg
+from vitomr.notation.fonts import FONTS, TEXT_FONTS
 from vitomr.notation.score import ScoreError, parts
 
 

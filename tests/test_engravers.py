@@ -11,7 +11,8 @@ from vitomr.cli import main
 from vitomr.data.engravers import ENGRAVERS, EngraverError, check_engraver, engrave_with, engravers_here, find_program
 from vitomr.data.synthesis import Mix, Shards, _balanced, build, random_layout, sample_of
 from vitomr.notation.draw import Unknown, draw, outline, style_rules
-from vitomr.notation.engrave import FONTS, engrave, rasterise, rasterise_any
+from vitomr.notation.engrave import engrave, rasterise, rasterise_any
+from vitomr.notation.fonts import FONTS
 from vitomr.notation.lmx import decode, linearise, to_musicxml
 from vitomr.notation.score import ScoreError, cut_excerpt, header_states, mxl_bytes, parts, read_score
 from vitomr.page.staves import estimate_staff_space

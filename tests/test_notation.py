@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from lmx.linearization.Linearizer import Linearizer
 from lmx.linearization.vocabulary import ALL_TOKENS
 
-from vitomr.notation.engrave import FONTS, engrave, midi_bytes
+from vitomr.notation.engrave import engrave, midi_bytes
+from vitomr.notation.fonts import FONTS
 from vitomr.notation.lmx import (
     BOS_ID,
     EOS_ID,

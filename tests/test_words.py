@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from vitomr import cli
-from vitomr.notation.engrave import TEXT_FONTS, rasterise, render_svg
+from vitomr.notation.engrave import rasterise, render_svg
+from vitomr.notation.fonts import TEXT_FONTS
 from vitomr.page import words
 from vitomr.page.systems import find_systems
 from vitomr.transcribe import Transcriber

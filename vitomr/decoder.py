@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import Mlp
 from torch import nn
 from torch.utils.data import Subset
 
@@ -107,6 +106,8 @@ class DecoderBlock(nn.Module):
     "Self-attention, cross-attention, MLP; normalised before each."
 
     def __init__(self, d: int, heads: int):
+        from timm.layers import Mlp  # here: timm imports torchvision, which takes seconds
+
         super().__init__()
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
         self.self_attention = SelfAttention(d, heads)

@@ -41,7 +41,6 @@ from vitomr.notation.lmx import (
     encode,
     to_musicxml,
 )
-from .notation.pdf import pdf_bytes
 from .notation.score import MUSICXML_SUFFIXES, ScoreError, musicxml_bytes, mxl_bytes
 from .page.assemble import Assembled, Line, assemble, match_parts, notes_of_line
 from .page.documents import Pages, page_numbers
@@ -62,7 +61,6 @@ from vitomr.page.words import (
     without_staves,
 )
 from .reading.choices import USUAL, Decoding
-from .rewards import tokens_of_musicxml
 from .sandbox import one_line, short_name
 
 # %% ../nbs/05_transcribe.ipynb #4fbc0ff1
@@ -77,11 +75,17 @@ def _one_sheet(score: ET.Element, lines: bool) -> str:
     return made["svg"]
 
 
+def _pdf(score: ET.Element, lines: bool) -> bytes:
+    from vitomr.notation.pdf import pdf_bytes  # here: it imports matplotlib, which few readings need
+
+    return pdf_bytes(score, lines=lines)
+
+
 MAKERS: dict[str, Callable] = {  # suffix → bytes, from a finished score and whether to keep its lines
     ".musicxml": lambda score, _: musicxml_bytes(score),
     ".mxl": lambda score, _: mxl_bytes(score),
     ".mid": lambda score, _: midi_bytes(score),
-    ".pdf": lambda score, lines: pdf_bytes(score, lines=lines),
+    ".pdf": _pdf,
     ".svg": lambda score, lines: _one_sheet(score, lines).encode(),
 }
 SUFFIXES = (*MAKERS, ".lmx")
@@ -695,6 +699,8 @@ def read_truth_of_parts(
     if len(data) > MAX_TRUTH_BYTES:
         raise ScoreError(f"{name} is larger than {MAX_TRUTH_BYTES / 1e6:.0f} MB; give a page of music")
     try:
+        from vitomr.rewards import tokens_of_musicxml  # here: it compiles the tree distance, which reading does without
+
         found = _parts_in(data.decode()) if suffix == ".lmx" else tokens_of_musicxml(data, name, MAX_TRUTH_BYTES)
     except UnicodeDecodeError as e:
         raise ScoreError(f"{name} is not text; an .lmx file holds tokens between white space") from e

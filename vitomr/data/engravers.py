@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from .vary import show_time
-from ..notation.draw import TEXT_FONTS
 from ..notation.engrave import Engraving, rasterise_any
+from ..notation.fonts import TEXT_FONTS
 from ..notation.score import ScoreError, as_score, musicxml_bytes
 
 # %% ../../nbs/data/engravers.ipynb #cc808a44

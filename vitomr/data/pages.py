@@ -20,7 +20,8 @@ from .degrade import degrade
 from .engravers import EngraverError, PageEngraving, engrave_page
 from .synthesis import random_layout
 from .vary import piano_reduction, say_voices_and_stems
-from ..notation.engrave import TEXT_FONTS, engrave, rasterise
+from ..notation.engrave import engrave, rasterise
+from ..notation.fonts import TEXT_FONTS
 from ..notation.lmx import linearise
 from ..notation.score import ScoreError, cut_excerpt, join_bars, parts
 from ..page.assemble import join_parts

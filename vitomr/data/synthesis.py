@@ -44,7 +44,8 @@ from vitomr.data.vary import (
     show_time,
 )
 from ..files import replace_file
-from ..notation.engrave import FONTS, TEXT_FONTS, engrave
+from ..notation.engrave import engrave
+from ..notation.fonts import FONTS, TEXT_FONTS
 from ..notation.lmx import TOKEN_ID, encode, linearise
 from ..notation.score import Part, ScoreError, as_score, cut_excerpt, header_states, join_bars, parts
 from ..sandbox import in_process

@@ -9,7 +9,6 @@ __all__ = ['ResidualConv', 'ConvStem', 'sincos_positions', 'Encoder']
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from timm.models.vision_transformer import Block
 from torch import nn
 
 from ..data.batches import PATCH
@@ -83,6 +82,8 @@ class Encoder(nn.Module):
     "Pictures to one feature vector per patch, padding masked."
 
     def __init__(self, d: int, depth: int, heads: int, n_residual: int = 1):
+        from timm.models.vision_transformer import Block  # here: timm imports torchvision, which takes seconds
+
         super().__init__()
         self.d = d
         self.stem = ConvStem(d, n_residual)

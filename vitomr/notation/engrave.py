@@ -23,7 +23,7 @@ import numpy as np
 import resvg_py
 import verovio
 
-from .draw import FONTS, TEXT_FONTS, Unknown, draw
+from .fonts import FONTS, TEXT_FONTS
 from .score import ScoreError, as_score, check_score, parse_xml
 from ..sandbox import sandboxed
 
@@ -190,6 +190,8 @@ def rasterise(
     text_font: str = "STIXGeneral",  # one of TEXT_FONTS
 ) -> np.ndarray:  # uint8 (H, W), white 255
     "Draw an SVG as a grayscale picture on white."
+    from vitomr.notation.draw import Unknown, draw  # here: it imports matplotlib, which reading does without
+
     size = re.match(r'[^>]*?width="([\d.]+)px" height="([\d.]+)px"', svg[svg.find("<svg") :])
     if size is None or max(float(size[1]), float(size[2])) > MAX_SIDE:
         raise ScoreError(f"an engraving of {size and size.groups()} px cannot be drawn; at most {MAX_SIDE} a side")
