@@ -22,7 +22,6 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 from vitomr import views  # noqa: E402
-from vitomr.figures import TERM_COLOURS  # noqa: E402
 from vitomr.mae import MAE, load_mae, reconstruct  # noqa: E402
 from vitomr.notation.grammar import Grammar  # noqa: E402
 from vitomr.notation.score import ScoreError, musicxml_bytes  # noqa: E402
@@ -73,7 +72,6 @@ EXAMPLES = {
     "schumann-rosen-voice": "Schumann, voice",
     "pages/bach-invention-1": "Bach, the whole page",
 }
-PENALTIES = {name for name, term in TERMS.items() if term.is_penalty}
 listeners = Listeners(
     lambda event: getattr(demo._queue.event_ids_to_events.get(event), "session_hash", None),
     grace=inf if spaces else GRACE,  # ZeroGPU reads in a process of its own, which does not see who listens
@@ -385,7 +383,7 @@ def fields_of(preset: str) -> list[dict]:
     "Value and range of the weight of every term: up to the next power of ten."
     weights = PRESETS[preset].weights
     top = 10.0 ** ceil(log10(max(abs(w) for w in weights.values())))
-    ranges = [(-top, 0) if term in PENALTIES else (0, top) for term in TERMS]
+    ranges = [(-top, 0) if term.is_penalty else (0, top) for term in TERMS.values()]
     return [
         {"value": weights.get(term, 0.0), "minimum": low, "maximum": high, "step": top / 100}
         for term, (low, high) in zip(TERMS, ranges, strict=True)
@@ -414,7 +412,7 @@ THEME = gr.themes.Default(  # gradio's own file of the semi-bold weight lacks La
     font=[gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"]
 )
 CSS = (HERE / "assets" / "app.css").read_text(encoding="utf-8")
-CSS += "".join(f"#weight-{term} {{ --slider-color: {colour}; }}\n" for term, colour in TERM_COLOURS.items())
+CSS += "".join(f"#weight-{term} {{ --slider-color: {of.colour}; }}\n" for term, of in TERMS.items())
 SCRIPT = f"<script>{(HERE / 'assets' / 'app.js').read_text(encoding='utf-8')}</script>"
 INTRO = """# vitomr
 Reads **printed music**, a line, a page, a photo or a PDF, and writes it as MusicXML. It does not read handwriting,

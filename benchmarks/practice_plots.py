@@ -2,8 +2,8 @@
 
 import matplotlib.pyplot as plt
 
-from vitomr.figures import TERM_COLOURS, bare, interval_bars
-from vitomr.grpo import _arm_colour
+from vitomr.figures import PALETTE, bare, interval_bars
+from vitomr.grpo import arm_colour
 
 
 def plot_results(results: dict) -> plt.Figure:
@@ -14,7 +14,7 @@ def plot_results(results: dict) -> plt.Figure:
     fig, axes = plt.subplots(1, len(names), figsize=size, sharey=True, layout="constrained", squeeze=False)
     for ax, name in zip(axes[0], names):
         rows = [(arm, *(100 * a["metrics"][name][k] for k in ("value", "low", "high"))) for arm, a in arms.items()]
-        interval_bars(ax, rows, [_arm_colour(arm) for arm in arms])
+        interval_bars(ax, rows, [arm_colour(arm) for arm in arms])
         ax.set_title(f"{name}, %", fontsize=9, loc="left")
     return fig
 
@@ -45,7 +45,7 @@ def plot_line(trials: dict[str, dict]) -> plt.Figure:
     names = list(next(iter(trials.values()))["arms"]["start"]["metrics"])
     fig, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 2.6), layout="constrained", squeeze=False)
     for ax, name in zip(axes[0], names):
-        for (label, results), colour in zip(trials.items(), (TERM_COLOURS[t] for t in ("TED", "F1", "WF"))):
+        for (label, results), colour in zip(trials.items(), (PALETTE[c] for c in ("blue", "green", "red"))):
             line = on_the_line(results)
             ax.plot(list(line), [100 * m[name]["value"] for m in line.values()], "o-", color=colour, ms=4, label=label)
             noise = [100 * a["metrics"][name]["value"] for k, a in results["arms"].items() if "~" in k]

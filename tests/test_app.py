@@ -28,7 +28,6 @@ from PIL import Image
 
 from vitomr import views
 from vitomr.decoder import READERS, Reader, save_reader
-from vitomr.figures import TERM_COLOURS
 from vitomr.mae import MAE, MAES, save_mae
 from vitomr.notation.lmx import linearise, to_musicxml
 from vitomr.notation.metrics import bars_that_add_up, errors_by_kind, symbol_error_rate
@@ -701,14 +700,14 @@ def test_examples_carry_their_truth(app):
 
 def test_every_term_has_its_colour_and_its_place(app):
     "The worst reading and the best: every bar inside its track, gains to the right of zero."
-    weights = {t: -1.0 if t in app.PENALTIES else 1.0 for t in TERMS}
-    worst = {**dict.fromkeys(TERMS, 0.0), "WF": -3.0, **dict.fromkeys(app.PENALTIES, 1.0)}
+    weights = {name: float(term.sign) for name, term in TERMS.items()}
+    worst = {**dict.fromkeys(TERMS, 0.0), "WF": -3.0, **{name: 1.0 for name, term in TERMS.items() if term.is_penalty}}
     for found in (Breakdown(worst, weights), Breakdown(dict.fromkeys(TERMS, 1.0), dict.fromkeys(TERMS, 1.0))):
         table = ET.fromstring(views.reward_html(found))
         for term, row in zip(TERMS, table.iterfind("tbody/tr"), strict=True):
             assert row[0].text == term and row[1].text
             raw, weighted = (dict(d.split(": ") for d in i.get("style").split("; ")) for i in row.iter("i"))
-            assert raw["background"] == weighted["background"] == TERM_COLOURS[term]
+            assert raw["background"] == weighted["background"] == TERMS[term].colour
             zero = float(row[6].find("span/b").get("style")[6:-1])
             left, width = (float(weighted[k][:-1]) for k in ("left", "width"))
             assert left + width == pytest.approx(zero, abs=0.02) or left == pytest.approx(zero, abs=0.02)

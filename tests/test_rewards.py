@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitomr.figures import TERM_COLOURS
+from vitomr.figures import PALETTE
 from vitomr.notation.lmx import VOCABULARY, delinearise, encode, linearise
 from vitomr.notation.metrics import pair_parts
 from vitomr.notation.tedn import tedn
@@ -278,8 +278,9 @@ def test_a_truth_without_parts_is_refused():
 
 
 def test_a_term_is_one_record_for_all():
-    "Its sign is that of its weight in every preset, its colour that of the figures."
+    "Its sign is that of its weight in every preset; its colour is one that can be told apart, and no other term's."
     for preset in PRESETS.values():
-        assert all(TERMS[t].is_penalty == (w < 0) for t, w in preset.weights.items())
-    assert {t: term.colour for t, term in TERMS.items()} == TERM_COLOURS
+        assert all(TERMS[t].sign * w > 0 for t, w in preset.weights.items())
+    colours = [term.colour for term in TERMS.values()]
+    assert len(set(colours)) == len(TERMS) and set(colours) <= set(PALETTE.values())
     assert all(term.name == t and 3 < len(term.meaning) < 30 for t, term in TERMS.items())

@@ -263,7 +263,8 @@ class Term:
 
     name: str
     function: Callable[..., float]  # (prediction, reference, **options)
-    meaning: str  # for people
+    meaning: str  # one line for people
+    colour: str  # in every figure and in the app
     is_penalty: bool = False
     by_tree: bool = False  # takes the tree edit distance as `distance`
 
@@ -271,24 +272,23 @@ class Term:
         return self.function(*args, **options)
 
     @property
-    def colour(self) -> str:
-        from vitomr.figures import TERM_COLOURS
-
-        return TERM_COLOURS[self.name]
+    def sign(self) -> int:
+        "Of its weight: -1 for a penalty."
+        return -1 if self.is_penalty else 1
 
 
 TERMS: dict[str, Term] = {
     term.name: term
     for term in (
-        Term("TED", ted, "few edits of the tree", by_tree=True),
-        Term("TEDn", tedn_score, "few for the tree's size", by_tree=True),
-        Term("WF", wf, "well formed"),
-        Term("F1", f1, "tokens in common"),
-        Term("REP", rep, "repeats itself", is_penalty=True),
-        Term("LEN", length, "wrong length", is_penalty=True),
-        Term("NOTE", note, "notes in common"),
-        Term("BARS", bars, "bars that add up"),
-        Term("MCR", mcr, "little left to correct"),
+        Term("TED", ted, "few edits of the tree", "#0072B2", by_tree=True),
+        Term("TEDn", tedn_score, "few for the tree's size", "#56B4E9", by_tree=True),
+        Term("WF", wf, "well formed", "#D55E00"),
+        Term("F1", f1, "tokens in common", "#009E73"),
+        Term("REP", rep, "repeats itself", "#CC79A7", is_penalty=True),
+        Term("LEN", length, "wrong length", "#E69F00", is_penalty=True),
+        Term("NOTE", note, "notes in common", "#332288"),
+        Term("BARS", bars, "bars that add up", "#8C8000"),
+        Term("MCR", mcr, "little left to correct", "#666666"),
     )
 }
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ..figures import FAINT, INK, TERM_COLOURS, bare
+from ..figures import FAINT, INK, PALETTE, bare
+from ..rewards import TERMS
 
 # %% ../../nbs/reading/curves.ipynb #2b3b47fd
 def _smooth(y: Sequence[float], span: int) -> np.ndarray:
@@ -37,21 +38,21 @@ def watch(history: Sequence[dict]) -> plt.Figure:
     line(ax[0], "reward", INK), line(ax[0], "best_of_group", FAINT)
     bare(ax[0], "", "", "reward; grey: best of each group")
     for k in (k for k in history[-1] if k.startswith("term/") and not k.endswith("_std")):
-        line(ax[1], k, TERM_COLOURS.get(k[5:], INK), k[5:])
+        line(ax[1], k, TERMS[k[5:]].colour if k[5:] in TERMS else INK, k[5:])
     words = {"frameon": False, "fontsize": 7, "labelcolor": "linecolor", "handlelength": 0}
     bare(ax[1], "", "", "terms of the reward")
     ax[1].legend(ncols=4, loc="upper left", bbox_to_anchor=(-0.1, -0.1), columnspacing=1, **words)
     plain = {"entropy": "entropy, 0 to 1", "zero_spread": "groups without spread", "length": "length, tokens"}
     for i, (key, title) in enumerate(plain.items(), 2):
-        line(ax[i], key, TERM_COLOURS["TED"])
+        line(ax[i], key, PALETTE["blue"])
         bare(ax[i], "", "", title).set_ylim(bottom=0)
-    line(ax[5], "truncated", TERM_COLOURS["WF"], "cut off"), line(ax[5], "clip_low", TERM_COLOURS["F1"], "clipped low")
-    line(ax[5], "clip_high", TERM_COLOURS["TED"], "clipped high")
+    line(ax[5], "truncated", PALETTE["red"], "cut off"), line(ax[5], "clip_low", PALETTE["green"], "clipped low")
+    line(ax[5], "clip_high", PALETTE["blue"], "clipped high")
     bare(ax[5], "step", "", "share of readings, of tokens").legend(**words)
     line(ax[6], "grad_norm", INK)
     bare(ax[6], "step", "", "gradient norm")
-    for phase, colour in (("rollout", "#0072B2"), ("update", "#D55E00"), ("reward, waited for", "#009E73")):
-        ax[7].plot(x, _smooth([h["seconds"].get(phase, 0) for h in history], span), color=colour, label=phase)
+    for phase, colour in (("rollout", "blue"), ("update", "red"), ("reward, waited for", "green")):
+        ax[7].plot(x, _smooth([h["seconds"].get(phase, 0) for h in history], span), color=PALETTE[colour], label=phase)
     bare(ax[7], "step", "", "seconds of a step").legend(**words)
     ax[7].set_ylim(0, 1.5 * ax[7].get_ylim()[1])
     return fig

@@ -12,6 +12,7 @@ from typing import Any
 
 from .reward import MusicReward
 from ..rewards import PRESETS as REWARDS
+from ..rewards import TERMS
 from ..train.schedules import Schedule
 from ..train.settings import PracticeConfig, check_choices, check_number
 from ..train.settings import with_settings as _with_settings
@@ -57,7 +58,7 @@ class GRPOConfig(PracticeConfig, ReaderSettings):
 
     def term_weights(self, step: int) -> dict[str, float]:
         "Weights of terms that change over the run."
-        return {} if self.length_weight is None else {"LEN": -self.at(self.length_weight, step)}
+        return {} if self.length_weight is None else {"LEN": TERMS["LEN"].sign * self.at(self.length_weight, step)}
 
 # %% ../../nbs/reading/settings.ipynb #ffd58ce8
 def _check_groups(cfg: GRPOConfig) -> None:
