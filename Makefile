@@ -20,14 +20,14 @@ help:  ## this list
 	@sed -n 's/^\([a-z.]*\):.*## /\1\t/p' Makefile | expand -t 18
 	@echo "Variables: PYTHON VENV PORT DATA RUN PYTEST, as in: make app PORT=8000"
 
-app: $(VENV)/.installed  ## the app on http://127.0.0.1:7860 (PORT)
+app: $(VENV)/.installed-app  ## the app on http://127.0.0.1:7860 (PORT)
 	GRADIO_SERVER_NAME=127.0.0.1 GRADIO_SERVER_PORT=$(PORT) $(PY) app.py
 
 test: $(VENV)/.installed-dev  ## ruff, then pytest (PYTEST="-k repo" adds arguments)
 	$(PY) -m ruff check
 	$(PY) -m pytest $(PYTEST)
 
-train: $(VENV)/.installed  ## the tiny model from DATA into RUN; goes on where it stopped
+train: $(VENV)/.installed-train  ## the tiny model from DATA into RUN; goes on where it stopped
 	$(MALLOC) $(VENV)/bin/vitomr train --preset tiny --data $(DATA) --out $(RUN)
 
 bench: $(VENV)/.installed-dev  ## the scripts in benchmarks/ that need no data of yours
@@ -37,21 +37,21 @@ notebooks: $(VENV)/.installed-dev  ## notebooks to vitomr/, then cleaned
 	$(VENV)/bin/nbdev_export
 	$(VENV)/bin/nbdev_clean
 
-requirements.txt: settings.ini  ## the Space's copy of the runtime requirements
-	@{ echo '# From settings.ini: make requirements.txt'; sed -n 's/^requirements *= *//p' settings.ini | tr -s ' ' '\n'; } > $@
+requirements.txt: settings.ini  ## the Space's copy: what reading and the app need
+	@{ echo '# From settings.ini: make requirements.txt'; sed -n 's/^requirements *= *//p; s/^app_requirements *= *//p' settings.ini | tr -s ' ' '\n'; } > $@
 
 # A stamp is written when all before it went well, so a broken install starts over.
-$(VENV)/.installed: $(SETTINGS)
+$(VENV)/.installed-app $(VENV)/.installed-train: $(VENV)/.installed-%: $(SETTINGS)
 	@$(venv)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install -e .
+	$(PY) -m pip install -e '.[$*]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(SETTINGS)
 	@$(venv)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install -e '.[dev]'
-	@touch $(VENV)/.installed $@
+	@touch $(VENV)/.installed-app $(VENV)/.installed-train $@
 
 # Keep an environment with a working pip; else make one, or mend one that was left half made.
 define venv

@@ -18,6 +18,8 @@ try:
     import spaces  # a Space with ZeroGPU; before torch
 except ImportError:
     spaces = None
+if importlib.util.find_spec("gradio") is None:
+    raise SystemExit("app.py: gradio is not installed; pip install 'vitomr[app]', or start it with: make app")
 import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 

@@ -11,6 +11,10 @@ parser.read_string((here / "settings.ini").read_text(encoding="utf-8"))
 cfg = parser["DEFAULT"]
 readme = here / "README.md"
 
+suffix = "_requirements"
+extras = {key.removesuffix(suffix): value.split() for key, value in cfg.items() if key.endswith(suffix)}
+extras["dev"] = sorted({r for name, listed in extras.items() if name != "mcp" for r in listed})  # tests use all
+
 setup(
     version=cfg["version"],
     description=cfg["description"],
@@ -21,6 +25,6 @@ setup(
     long_description=readme.read_text(encoding="utf-8").split("\n---\n", 1)[-1].lstrip() if readme.exists() else "",
     long_description_content_type="text/markdown",
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "mcp", "audio", "words")},
+    extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

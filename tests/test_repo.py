@@ -129,7 +129,43 @@ for name in names:
 def test_requirements_txt_is_settings_ini():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     listed = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    assert listed == settings()["requirements"].split(), "run make requirements.txt"
+    wanted = settings()["requirements"].split() + settings()["app_requirements"].split()
+    assert listed == wanted, "run make requirements.txt"
+
+
+def test_reading_needs_neither_the_app_nor_training_nor_notebooks(tmp_path):
+    "A picture is read to a file by the command line where the packages of the extras cannot be imported."
+    listed = [r for key, value in settings().items() if key.endswith("_requirements") for r in value.split()]
+    named = {re.split(r"[<=>\[]", r)[0] for r in listed}
+    extra = {name.replace("-", "_") for name in named} | {"IPython", "jupyter_core", "pytest"}
+    out = tmp_path / "read.musicxml"
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({sorted(extra)!r}))  # an import of any of these raises
+from vitomr.cli import main
+page = 'examples/bach-invention-1-scan-1.png'
+sys.exit(main(['transcribe', page, '--shifts', '1', '--second-look', '0', '-o', {str(out)!r}]))
+"""
+    python(code, ROOT)
+    assert b"<measure" in out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "package, extra, run",
+    [
+        ("accelerate", "train", "from vitomr.cli import main; main(['train', '--data', 'x', '--out', 'y'])"),
+        ("gradio", "app", "import runpy; runpy.run_path('app.py', run_name='__main__')"),
+    ],
+)
+def test_what_an_extra_brings_is_named_where_it_is_missing(package, extra, run):
+    hide = f"""
+import importlib.util, sys
+sys.modules[{package!r}] = None
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == {package!r} else find(name, package)
+"""
+    done = subprocess.run([sys.executable, "-c", hide + run], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert f"pip install 'vitomr[{extra}]'" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_readme_is_a_space():
@@ -140,7 +176,7 @@ def test_readme_is_a_space():
     front = yaml.safe_load(found[1])
     missing = {"title", "emoji", "colorFrom", "colorTo", "license"} - {k for k, v in front.items() if v}
     assert not missing, f"front matter lacks {sorted(missing)}"
-    (gradio,) = (r.split("==")[1] for r in settings()["requirements"].split() if r.startswith("gradio=="))
+    (gradio,) = (r.split("==")[1] for r in settings()["app_requirements"].split() if r.startswith("gradio=="))
     wanted = {"sdk": "gradio", "sdk_version": gradio, "python_version": "3.11", "license": "apache-2.0"}
     assert {k: front.get(k) for k in wanted} == wanted
     colours = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}

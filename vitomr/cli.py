@@ -7,6 +7,7 @@ import signal
 import sys
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from vitomr.reading.choices import add_flags, decoding_of
@@ -364,6 +365,8 @@ def _progress(items):
 def train(args) -> None:
     if args.chapter not in CHAPTERS:
         raise ValueError(f"unknown chapter {args.chapter!r}; choose from {', '.join(CHAPTERS)}")
+    if find_spec("accelerate") is None:
+        raise ValueError("training needs accelerate, which is not installed; pip install 'vitomr[train]'")
     CHAPTERS[args.chapter](args, on_log=lambda h: print(json.dumps(h), flush=True))
 
 
