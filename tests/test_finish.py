@@ -134,6 +134,8 @@ def test_every_excerpt_and_broken_reading_passes_the_schema(schema, shards: Shar
         broken[rng.integers(len(broken))] = VOCABULARY[rng.integers(3, len(VOCABULARY))]
         for said in (tokens, broken):
             made = assemble([[Line(said)], [Line(said)]]).score
+            for written in (to_musicxml(said), made):  # as the app's page and requests give them, with marks
+                assert faults(schema, written) == [], " ".join(map(str, said))
             add_words(made, {}, {}, [PageWords("T", "S", "C", "L")], ["Violine"])
             assert faults(schema, finish_score(made)) == [], " ".join(map(str, said))
 

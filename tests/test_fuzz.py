@@ -19,6 +19,13 @@ def test_a_short_run_finds_nothing(name, count):
     assert report.outcomes["done"] > 0, f"nothing was read: {report}"
 
 
+def test_a_few_kills_leave_the_same_run_and_nothing_behind():
+    "The run with processes of its own; tests of the loops kill the others."
+    command = [sys.executable, FUZZ / "kills.py", "--count", "2", "--seed", "3", "--only", "grpo"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "kills: 2 (2 of grpo) in 1 runs, 0 defects", done
+
+
 def test_a_defect_is_found_and_told(tmp_path):
     "What hangs, raises another error or says nothing is a defect, and the command says so by its exit status."
     wrong = {0: "raise KeyError(3)", 1: "raise ValueError('')", 2: "raise ValueError('a' * 201)", 3: "pass"}

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 
 # %% ../../nbs/train/runs.ipynb #a9accde3
 class CheckpointError(ValueError):
@@ -179,7 +180,7 @@ def save_weights(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     cast = {k: v.detach().to(dtype or v.dtype).cpu().contiguous().clone() for k, v in tensors.items()}
-    save_file(cast, folder / "model.safetensors")
+    _replace(folder / "model.safetensors", lambda f: f.write(safetensors_bytes(cast)))
     _replace(folder / "config.json", lambda f: f.write((json.dumps(config, indent=1) + "\n").encode()))
 
 
