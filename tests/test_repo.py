@@ -196,11 +196,11 @@ def test_no_large_files():
     assert not large, f"over 2 MB: {large}"
 
 
-def test_the_table_of_practice_says_what_was_measured():
-    rows = {"vitomr": "| practice, reward `vitomr` |", "notes": "| practice, reward `notes` |"}
-    rows |= {"supervised": "| supervised training goes on", "taught": "| taught the whole truth", "start": "| start: "}
-    rows |= {"consensus": "| practice without the truth |"}
-    lines = (ROOT / "README.md").read_text().splitlines()
+def test_the_table_of_grpo_says_what_was_measured():
+    rows = {"vitomr": "| GRPO, reward `vitomr` |", "notes": "| GRPO, reward `notes` |", "start": "| start: "}
+    rows |= {"supervised": "| supervised training continued", "taught": "| supervised training on the new music"}
+    rows |= {"consensus": "| GRPO without references |"}
+    lines = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
     said = {k: next(x for x in lines if x.startswith(row)) for k, row in rows.items()}
     cells = {k: [c.strip() for c in line.strip("|").split("|")[1:]] for k, line in said.items()}
     result = json.loads((ROOT / "nbs" / "results" / "grpo_other.json").read_text())
