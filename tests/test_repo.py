@@ -184,6 +184,11 @@ def test_readme_is_a_space():
     assert (ROOT / str(front.get("app_file"))).is_file(), f"app_file {front.get('app_file')!r} does not exist"
 
 
+def test_readme_is_short():
+    words = (ROOT / "README.md").read_text(encoding="utf-8").split()
+    assert len(words) <= 1000, f"{len(words)} words; the docs have room"
+
+
 def test_no_large_files():
     "2 MB a file at most outside vitomr/weights, counting what git would add."
     git = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
