@@ -27,7 +27,7 @@ from vitomr import views  # noqa: E402
 from vitomr.mae import MAE, load_mae, reconstruct  # noqa: E402
 from vitomr.notation.grammar import Grammar  # noqa: E402
 from vitomr.notation.score import ScoreError, musicxml_bytes  # noqa: E402
-from vitomr.page.documents import n_pages, page_numbers  # noqa: E402
+from vitomr.page.documents import Pages, page_numbers  # noqa: E402
 from vitomr.page.staves import normalise  # noqa: E402
 from vitomr.reading.choices import Decoding, control_of, takes_choices  # noqa: E402
 from vitomr.rewards import PRESETS, TERMS, reward_of_score  # noqa: E402
@@ -118,9 +118,9 @@ def decoding(way: str, grammar: str, seed: float, second_look: bool, shifts: flo
     )  # fmt: skip
 
 
-def wanted_pages(path: str, pages: str | None) -> list[int]:
+def wanted_pages(opened: Pages, pages: str | None) -> list[int]:
     "The pages to read, from 0. Raises ValueError for too many."
-    numbers = page_numbers(str(pages or "").strip() or None, n_pages(path))
+    numbers = page_numbers(str(pages or "").strip() or None, len(opened))
     if len(numbers) > MAX_PAGES:
         raise ValueError(f"{len(numbers)} pages asked for; choose up to {MAX_PAGES} at a time, as in 1-{MAX_PAGES}")
     return numbers
@@ -191,18 +191,22 @@ def transcribe(
         how = decoding(
             way, grammar, seed, second_look, shifts, beam=beam, temperature=temperature, top_k=top_k, top_p=top_p
         )
-        numbers = wanted_pages(path, pages)
+        source = Pages(path)
+        numbers = wanted_pages(source, pages)
         given, due, sheets = boxes_from(boxes), 0.0, []
         n = number_from(samples, "samples", 1, MAX_SAMPLES) if way == "sampling" else 1
         check_cost(how, len(numbers), n)
         for i in range(n):
             sofar = f"Reading {i + 1} of {n}" if n > 1 else "Reading"
-            for news in reader().read(path, pages=numbers, boxes=given, how=how, seed=how.seed + i):
+            for news in reader().read(source, pages=numbers, boxes=given, how=how, seed=how.seed + i, keep=True):
                 watch.check()
                 if news.kind != "done" and (time.monotonic() >= due or news.kind == "page"):
                     yield growing(news, sofar)
                     due = time.monotonic() + UPDATE_SECONDS * max(1, len(news.document.lines))
-            sheets.append(Sheet(news.document, views.seen_lines(reader(), news.document)))
+            source = news.document  # further samples need neither file nor encoder
+            sheets.append(Sheet(source, views.seen_lines(reader(), source)))
+        for sheet in sheets:
+            sheet.document.forget()
         yield from present(sorted(sheets, key=lambda s: -s.likelihood))
         return
     except (ValueError, OSError) as e:  # PictureError, NoStaffError, ScoreError: one line for a person
@@ -235,9 +239,10 @@ def read_music(picture: gr.FileData, pages: str = "", form: str = "musicxml", **
         if path is None:
             raise ValueError("no picture; give one")
         how = decoding_from(MAX_TOKENS, **choices)
-        numbers = wanted_pages(path, pages)
+        opened = Pages(path)
+        numbers = wanted_pages(opened, pages)
         check_cost(how, len(numbers))
-        for news in reader().read(path, pages=numbers, how=how):  # noqa: B007, the last one holds all
+        for news in reader().read(opened, pages=numbers, how=how):  # noqa: B007, the last one holds all
             watch.check()
         return news.document.to_bytes(f".{form}").decode()
     except (ValueError, OSError) as e:

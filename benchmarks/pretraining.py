@@ -38,14 +38,14 @@ import torch
 import torch.nn.functional as F
 
 from vitomr.data import batches as batches_module
-from vitomr.data.batches import PICTURE_MIX, Batches, BatchPlan, loader, pad_pictures, prepare
+from vitomr.data.batches import PICTURE_MIX, Batches, BatchPlan, loader, prepare
 from vitomr.data.synthesis import Shards
 from vitomr.decoder import READERS, Losses, Reader
+from vitomr.evaluate import greedy_ser
 from vitomr.mae import load_encoder
 from vitomr.nn import vit
 from vitomr.nn.attention import compute_dtype
-from vitomr.nn.decoding import greedy
-from vitomr.notation.metrics import token_distance
+from vitomr.notation.lmx import decode
 from vitomr.train.loop import LoopConfig, fit
 from vitomr.train.runs import read_history
 
@@ -131,29 +131,17 @@ def n_steps(batches: Batches, samples: int) -> int:
     return step
 
 
-def dev_set(dev: Shards, args, space: float) -> list[tuple[torch.Tensor, torch.Tensor, list[np.ndarray]]]:
-    "Batches of pictures, masks and true ids: a fixed random choice of excerpts, none longer than those trained on."
+def dev_set(dev: Shards, args, space: float) -> tuple[list[np.ndarray], list[list[str]]]:
+    "Pictures and their tokens: a fixed random choice of excerpts, none longer than those trained on."
     fits = np.flatnonzero(dev.index["n_tokens"] <= args.tokens)
     chosen = np.random.default_rng(0).permutation(fits)[: args.dev_count]
     if not len(chosen):
         raise ValueError(f"{args.dev} holds no excerpts of up to {args.tokens} tokens")
-    chosen, out = sorted(chosen.tolist(), key=lambda i: int(dev.index["width"][i])), []
-    for at in range(0, len(chosen), 32):
-        samples = [dev[i] for i in chosen[at : at + 32]]
-        imgs = [prepare(s, np.random.default_rng([7, at, j]), "clean", space)[0] for j, s in enumerate(samples)]
-        out.append((*pad_pictures(imgs), [s.ids for s in samples]))
-    return out
-
-
-def symbol_error_rate(model: Reader, batches, most: int) -> float:
-    "Micro-averaged, free-running, greedy."
-    errors = size = 0
-    for img, mask, true in batches:
-        with torch.inference_mode():
-            read = greedy(model, img, mask, max_tokens=most)
-        errors += sum(token_distance(read.ids(b), t.tolist()) for b, t in enumerate(true))
-        size += sum(map(len, true))
-    return errors / size
+    chosen = sorted(chosen.tolist(), key=lambda i: int(dev.index["width"][i]))
+    samples = [dev[i] for i in chosen]
+    noise = [np.random.default_rng([7, i // 32 * 32, i % 32]) for i in range(len(samples))]
+    pictures = [prepare(s, rng, "clean", space)[0] for s, rng in zip(samples, noise, strict=True)]
+    return pictures, [decode(s.ids) for s in samples]
 
 
 def run(arm: str, seed: int, args, train: Shards, dev: Shards) -> None:
@@ -190,7 +178,7 @@ def train_arm(arm: str, seed: int, args, train: Shards, dev: Shards) -> None:
     fit(
         model, lambda start: loader(batches, start, workers=args.workers), losses, loop, args.runs / f"{arm}-{seed}",
         about=about,
-        evaluate=lambda m, step: {"ser": symbol_error_rate(m, held, args.tokens * 3 // 2)}, evaluate_every=every,
+        evaluate=lambda m, step: {"ser": greedy_ser(m, *held, max_tokens=args.tokens * 3 // 2)}, evaluate_every=every,
         on_log=lambda h: said(arm, seed, h, args),
     )  # fmt: skip
 

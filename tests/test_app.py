@@ -32,6 +32,7 @@ from vitomr.mae import MAE, MAES, save_mae
 from vitomr.notation.lmx import linearise, to_musicxml
 from vitomr.notation.metrics import bars_that_add_up, errors_by_kind, symbol_error_rate
 from vitomr.notation.score import parts, read_score, root_of
+from vitomr.page import staves
 from vitomr.reading.choices import Decoding, choice_of, control_of
 from vitomr.rewards import PRESETS, TERMS, Breakdown, reward, reward_of_score, tokens_of_parts
 from vitomr.transcribe import PACKAGED, SUFFIXES, Transcriber
@@ -648,6 +649,26 @@ def app():
         patch.setattr(os, "environ", os.environ.copy())
         spec.loader.exec_module(module)
     return module
+
+
+def test_samples_share_file_and_encoding(app, tmp_path, monkeypatch):
+    "Three samples of a line with their looks: the file is opened once and the encoder sees the line once a place."
+    torch.manual_seed(0)
+    untrained, opened, encoded = Transcriber(Reader(READERS["smoke"])), [], []
+    untrained.model.encoder.register_forward_hook(lambda _, args, out: encoded.append(len(args[0])))
+    monkeypatch.setattr(app, "reader", lambda: untrained)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    real = staves._decoded
+    monkeypatch.setattr(staves, "_decoded", lambda *args: (opened.append(args), real(*args))[1])
+    shutil.copy(EXAMPLES / "schumann-rosen-voice.png", tmp_path / "a.png")
+    monkeypatch.setattr(app, "MAX_TOKENS", 30)
+    *_, last = app.transcribe(
+        {"path": str(tmp_path / "a.png")}, way="sampling", beam=4, temperature=1, top_k=0, top_p=1, grammar="shape",
+        seed=0, samples=3, pages="", second_look=True, shifts=2, boxes="",
+    )  # fmt: skip
+    sheets = last[-1]["sheets"]
+    assert len(sheets) == 3 and len({s.lmx for s in sheets}) == 3
+    assert len(opened) == 1 and encoded == [1, 1]
 
 
 def test_the_autoencoder_of_the_package_is_found(app, tmp_path, monkeypatch):

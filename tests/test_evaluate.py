@@ -30,8 +30,9 @@ from vitomr.evaluate import (
     ser_by_length,
 )  # fmt: skip
 from vitomr.nn.decoding import beam
+from vitomr.notation.grammar import Grammar
 from vitomr.notation.lmx import EOS_ID, analyse, encode
-from vitomr.transcribe import BATCH_PATCHES, Decoding, Transcriber, Transcription, write_pictures
+from vitomr.transcribe import BATCH_PATCHES, Decoding, Transcriber, write_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 SCAN = ROOT / "examples" / "bach-invention-1-scan-1.png"
@@ -152,7 +153,7 @@ def test_a_beam_tells_how_likely_its_tokens_are(untrained, imgs, grammar):
     "Their sum is what the search itself found, so a beam that ended is no less likely than the greedy reading."
     how = Decoding(beam=3, grammar=grammar, max_tokens=30, shifts=1)
     pixels, mask = pad_pictures(imgs)
-    rules = how.rules and how.rules.tracker(9, budget=30)
+    rules = Grammar(time=True).tracker(9, budget=30) if grammar == "time" else None
     found = beam(untrained.model, pixels, mask, width=3, max_tokens=30, rules=rules)
     for line, (ids, logp) in zip(write_pictures(untrained, imgs, how), found, strict=True):
         assert encode(line.tokens) == ids and len(line.logp) == len(ids) and max(line.logp) <= 0
@@ -224,14 +225,18 @@ def test_batches_hold_every_piece_once_and_keep_their_budget(untrained, monkeypa
     pieces.insert(3, Piece("blank", "x", None, ["measure"]))
     seen = []
 
-    def read(_, imgs, how):
-        seen.append([i.shape for i in imgs])
-        return [Transcription(["measure"], [0.0], i) for i in imgs]
+    def read(_, lines, how):
+        seen.append([x.picture.shape for x in lines])
+        for x in lines:
+            x.tokens = [f"{x.picture.shape[1]}"]
+            yield "line", x
 
-    monkeypatch.setattr("vitomr.evaluate.write_pictures", read)
+    monkeypatch.setattr("vitomr.transcribe.write_lines", read)
     readings = list(read_pieces(untrained, pieces, batch_size=8))
-    assert sorted(r.name for r in readings) == sorted(p.name for p in pieces)
+    assert [r.name for r in readings] == [p.name for p in pieces]  # in their order, each with its own reading
+    assert [r.pred for r in readings] == [[f"{p.img.shape[1]}"] if p.img is not None else [] for p in pieces]
     assert all(len(b) == 1 or len(b) * max(h * w for h, w in b) <= BATCH_PATCHES * 256 for b in seen)
+    assert len(seen) < len(sizes) / 3 and max(map(len, seen)) == 8
 
 
 # kept readings and the command line

@@ -19,7 +19,6 @@ from vitomr.decoder import (
     Losses,
     Reader,
     WeightsError,
-    dev_error,
     export_run,
     grow,
     load_reader,
@@ -30,6 +29,7 @@ from vitomr.decoder import (
     train,
     tune,
 )
+from vitomr.evaluate import dev_error
 from vitomr.nn.decoding import greedy, without_control
 from vitomr.nn.kernels import Int8Linear, quantise
 from vitomr.notation.lmx import decode

@@ -381,8 +381,12 @@ def train_decoder(args, on_log) -> None:
     plan, workers = _fed(cfg, args)
     shape = _shape(cfg.reader, args)
     cfg = replace(cfg, reader=shape, loop=loop, losses=losses, tuned=args.tuned, plan=plan, workers=workers)
-    sources = {"init": args.init, "encoder": args.encoder, "dev": args.dev}
-    fit_reader(cfg, args.data, args.out, **sources, on_log=on_log)
+    options = {"init": args.init, "encoder": args.encoder, "on_log": on_log}
+    if args.dev:
+        from vitomr.evaluate import dev_error
+
+        options["evaluate"] = dev_error(args.dev, space=cfg.reader.staff_space)
+    fit_reader(cfg, args.data, args.out, **options)
 
 
 def _shape(preset, args):

@@ -5,26 +5,25 @@
 # %% auto #0
 __all__ = ['READERS', 'ASLEEP', 'TRAINING', 'ReaderConfig', 'DecoderBlock', 'Memory', 'Reader', 'symbol_loss', 'gaze_loss',
            'sampling_at', 'own_embeddings', 'mixed_input', 'Losses', 'save_reader', 'with_new_tokens', 'wake',
-           'load_reader', 'grow', 'tune', 'dev_error', 'TrainConfig', 'train', 'export_run']
+           'load_reader', 'grow', 'tune', 'TrainConfig', 'train', 'export_run']
 
 # %% ../nbs/01_decoder.ipynb #a3f7678c
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 from torch.utils.data import Subset
 
-from .data.batches import PICTURE_MIX, Batch, Batches, BatchPlan, loader, pad_pictures, prepare
+from .data.batches import PICTURE_MIX, Batch, Batches, BatchPlan, loader
 from .data.synthesis import Shards
 from .files import replace_file
 from .nn.attention import CrossAttention, SelfAttention, compute_dtype
-from .nn.decoding import greedy, without_control
+from .nn.decoding import without_control
 from .nn.kernels import Steps
 from vitomr.nn.loading import (
     HEADS,
@@ -40,8 +39,7 @@ from vitomr.nn.loading import (
     read_settings,
 )
 from .nn.vit import Encoder
-from .notation.lmx import N_PLAIN, PAD_ID, VOCABULARY, decode
-from .notation.metrics import token_distance
+from .notation.lmx import N_PLAIN, PAD_ID, VOCABULARY
 from .sandbox import one_line, short_name
 from .train.loop import LoopConfig, accelerator_for, fit
 from .train.runs import WeightsError, export_history, load_weights, save_weights
@@ -179,8 +177,11 @@ class Reader(nn.Module):
 
     def remember(self, features: torch.Tensor, mask: torch.Tensor) -> Memory:
         "Keys and values of the picture for every decoder layer."
-        features = self.bridge(features)
-        return Memory(features, mask.flatten(1), [b.cross_attention.keys(features) for b in self.blocks])
+        return self.recall(self.bridge(features), mask.flatten(1))
+
+    def recall(self, features: torch.Tensor, mask: torch.Tensor) -> Memory:  # (B, L, D decoder), bool (B, L)
+        "What is remembered, from the features that a memory holds."
+        return Memory(features, mask, [b.cross_attention.keys(features) for b in self.blocks])
 
     def take(self, memory: Memory, pictures: torch.Tensor) -> Memory:
         "What is remembered of these pictures only."
@@ -424,30 +425,6 @@ def tune(
     model.encoder.blocks[n - layers :].requires_grad_(True)
     model.encoder.norm.requires_grad_(layers > 0)
 
-# %% ../nbs/01_decoder.ipynb #85bacb88
-def dev_error(
-    data: str | Path,  # a folder of shards
-    *,
-    space: float,  # px, staff space that the reader reads at
-    n: int = 48,  # samples, the first of the folder
-    max_tokens: int = 500,
-) -> Callable[[Reader, int], dict]:  # for `fit`
-    "A look at dev data: free-running symbol error rate on clean pictures."
-    shards = Shards(data)
-    samples = [shards[i] for i in range(min(n, len(shards)))]
-    pictures = [prepare(s, np.random.default_rng(0), "clean", space)[0] for s in samples]
-
-    def look(model: Reader, step: int) -> dict:
-        device, wrong = next(model.parameters()).device, 0
-        for at in range(0, len(samples), 8):
-            img, mask = (x.to(device) for x in pad_pictures(pictures[at : at + 8]))
-            read = greedy(model, img, mask, max_tokens=max_tokens)
-            truths = [decode(s.ids) for s in samples[at : at + 8]]
-            wrong += sum(token_distance(decode(read.ids(b)), true) for b, true in enumerate(truths))
-        return {"dev_ser": wrong / sum(len(s.ids) for s in samples)}
-
-    return look
-
 # %% ../nbs/01_decoder.ipynb #8d0fa4f8
 @dataclass(frozen=True)
 class TrainConfig:
@@ -507,9 +484,8 @@ def train(
     *,
     init: str | Path | None = None,  # a weights folder to start from, see `grow`
     encoder: str | Path | None = None,  # pretrained weights of the encoder alone, see mae.load_encoder
-    dev: str | Path | None = None,  # a folder of shards to look at now and then, see `dev_error`
     device: str | None = None,
-    **fit_options,  # see train.loop.fit
+    **fit_options,  # see train.loop.fit; `evaluate` may be an `evaluate.dev_error`
 ) -> Reader:
     "Train a reader; returns it with its averaged weights."
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -523,9 +499,7 @@ def train(
     about = {"reader": asdict(cfg.reader), "losses": asdict(cfg.losses)}
     if cfg.tuned is not None:
         about["tuned"] = cfg.tuned
-    if dev:
-        look = dev_error(dev, space=cfg.reader.staff_space)
-        fit_options = {"evaluate": look, "evaluate_every": cfg.evaluate_every} | fit_options
+    fit_options = {"evaluate_every": cfg.evaluate_every} | fit_options
     ema = fit(
         model,
         lambda start, stride=1: loader(Subset(batches, range(start, len(batches), stride)), workers=cfg.workers),

@@ -19,7 +19,7 @@ from .data.batches import PATCH, pad_pictures
 from .nn.decoding import without_control
 from .notation.lmx import BOS_ID, EOS_ID, analyse, encode
 from .reading.choices import USUAL
-from .transcribe import Transcriber, writer_of
+from .transcribe import Encoding, Transcriber, recalled, writer_of
 
 # %% ../nbs/insight.ipynb #bb9670e7
 @dataclass
@@ -43,17 +43,24 @@ def look(
     img: np.ndarray,  # uint8 (H, W) in normal form
     tokens: Sequence[str],  # LMX, from the reader or from a person
     shifts: int = USUAL.shifts,  # how often the picture is shown, as in `Decoding`
+    encoding: Encoding | None = None,  # of the line, where it is kept
 ) -> Look:
     "Ask the model about a reading. Raises ValueError for tokens outside the vocabulary."
     ids = torch.tensor([[BOS_ID, *encode(list(tokens)), EOS_ID]], device=transcriber.device)
-    pixels, mask = (x.to(transcriber.device) for x in pad_pictures([img]))
-    logits, maps = transcriber.model.decode_guided(ids[:, :-1], transcriber.model.encode(pixels, mask))
+    writer = writer_of(transcriber.model, shifts)
+    if encoding is None or len(encoding.features) < shifts:
+        pixels, mask = (x.to(transcriber.device) for x in pad_pictures([img]))
+        memory, shape = writer.encode(pixels, mask), mask.shape[1:]
+    else:
+        kept = Encoding(encoding.features[:shifts], encoding.shape)
+        memory, shape = recalled(writer, [kept]), encoding.shape
+    first = memory[0] if shifts > 1 else memory
+    logits, maps = transcriber.model.decode_guided(ids[:, :-1], first)
     if shifts > 1:
-        writer = writer_of(transcriber.model, shifts)
-        logits = writer.decode(ids[:, :-1], writer.encode(pixels, mask))
+        logits = writer.decode(ids[:, :-1], memory)
     logp = without_control(logits).log_softmax(-1).gather(2, ids[:, 1:, None])[0, :, 0]
     seen = torch.stack([m.float().softmax(-1) for m in maps]).mean(0)[0, :-1]  # (T, L)
-    seen = rearrange(seen, "t (h w) -> t h w", h=mask.shape[1])
+    seen = rearrange(seen, "t (h w) -> t h w", h=shape[0])
     return Look(list(tokens), logp.float().cpu().numpy(), seen.cpu().numpy(), shifts)
 
 # %% ../nbs/insight.ipynb #60d271f2

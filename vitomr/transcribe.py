@@ -6,13 +6,14 @@
 __all__ = ['SHEET', 'MAKERS', 'SUFFIXES', 'ONE_LINE', 'MOST_SPACES', 'BATCH_PATCHES', 'BATCH_LINES', 'T', 'ODDS', 'PACKAGED',
            'MAX_PATCHES', 'TRUTH_SUFFIXES', 'MAX_TRUTH_BYTES', 'MAX_TRUTH_TOKENS', 'MAX_SCORE_TOKENS', 'Savable',
            'Transcription', 'SystemReading', 'PageReading', 'Document', 'writer_of', 'batches', 'look_again',
-           'write_lines', 'write_pictures', 'write_words', 'Progress', 'weights_folder', 'Transcriber',
-           'read_truth_of_parts', 'read_truth']
+           'Encoding', 'recalled', 'write_lines', 'write_pictures', 'write_words', 'Progress', 'weights_folder',
+           'Transcriber', 'read_truth_of_parts', 'read_truth']
 
 # %% ../nbs/05_transcribe.ipynb #e54eadaa
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -132,6 +133,8 @@ class Transcription(Savable):
     n_staves: int = 1  # of the part that was found on the page
     box: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1 px of the level page; None for a picture of one line
     matrix: np.ndarray | None = None  # (2, 3) px of the level page → px of `picture`
+    whole: np.ndarray | None = None  # (2, 3) px of the picture given → px of `picture`, where it is one line
+    encoding: "Encoding | None" = field(default=None, repr=False, compare=False)  # kept while it is needed
     words: Placed | None = None  # on its notes, where words were read
 
     @property
@@ -175,6 +178,12 @@ class PageReading:
         "The page on which the boxes lie."
         return self.picture if self.page is None else self.page.img
 
+    def place(self, line: Transcription, points: np.ndarray) -> np.ndarray:  # (N, 2) px of its picture → of this one
+        "Where points of a line lie on the picture given."
+        if line.whole is not None:
+            return map_points(points, cv2.invertAffineTransform(line.whole))
+        return self.page.level.to_picture(map_points(points, cv2.invertAffineTransform(line.matrix)))
+
 # %% ../nbs/05_transcribe.ipynb #d9863784
 @dataclass
 class Document(Savable):
@@ -190,6 +199,11 @@ class Document(Savable):
     @property
     def lines(self) -> list[Transcription]:
         return [line for s in self.systems for line in s.lines]
+
+    def forget(self) -> None:
+        "Let go of the encodings of all lines, which take some 1.4 MB a line."
+        for line in self.lines:
+            line.encoding = None
 
     @property
     def assembled(self) -> Assembled:
@@ -263,7 +277,7 @@ def _whole(transcriber: "Transcriber", reading: PageReading) -> PageReading:
         raise NoStaffError(f"picture of {w} x {h} px: no staff lines found; give a page of printed music")
     box = np.array([[0, 0], [w, 0], [w, h], [0, h]], float)
     n_staves = 2 if found.img.shape[0] > 14 * transcriber.model.cfg.staff_space else 1
-    line = Transcription([], [], found.img, n_staves=n_staves, matrix=found.matrix)
+    line = Transcription([], [], found.img, n_staves=n_staves, matrix=found.matrix, whole=found.matrix)
     return replace(reading, systems=[SystemReading((0, 0, w, h), box, [line])])
 
 # %% ../nbs/05_transcribe.ipynb #9653bbbd
@@ -457,6 +471,39 @@ def look_again(
 
 
 # %% ../nbs/05_transcribe.ipynb #13a4703d
+@dataclass(frozen=True)
+class Encoding:
+    "What the encoder made of a line: enough to write it, or to look at it, without encoding it again."
+
+    features: tuple[torch.Tensor, ...]  # (h·w, D) of each place on the grid of patches
+    shape: tuple[int, int]  # h, w patches at the first place
+
+
+def recalled(
+    model: Writer,  # of `writer_of`
+    encodings: Sequence[Encoding],
+):  # memory of all of them, as `model.encode` gives it
+    "Keys and values of lines that are encoded already."
+    reader, memories = getattr(model, "model", model), []
+    for features in zip(*(e.features for e in encodings), strict=True):
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(f), dtype=torch.bool) for f in features], True)
+        padded = torch.nn.utils.rnn.pad_sequence(list(features), True)
+        memories.append(reader.recall(padded, mask.to(padded.device)))
+    return tuple(memories) if isinstance(model, Averaged) else memories[0]
+
+
+def _encoded(model: Writer, lines: list[Transcription], pixels: torch.Tensor, mask: torch.Tensor, n_places: int):
+    "Memory of the lines; each is encoded once and keeps its encoding."
+    if all(x.encoding and len(x.encoding.features) == n_places for x in lines):
+        return recalled(model, [x.encoding for x in lines])
+    memory = model.encode(pixels, mask)
+    of_place = memory if isinstance(memory, tuple) else (memory,)
+    for i, line in enumerate(lines):
+        shape = int(mask[i].any(1).sum()), int(mask[i].any(0).sum())
+        line.encoding = Encoding(tuple(m.features[i][m.mask[i]] for m in of_place), shape)
+    return memory
+
+# %% ../nbs/05_transcribe.ipynb #48ec099a
 @torch.inference_mode()
 def write_lines(
     transcriber: "Transcriber",
@@ -468,23 +515,29 @@ def write_lines(
     for line in lines:
         line.shifts = how.shifts
     pixels, mask = (x.to(transcriber.device) for x in pad_pictures([line.picture for line in lines]))
-    memory = model.encode(pixels, mask)
+    memory = _encoded(model, lines, pixels, mask, how.shifts)
     yield from (_search if how.beam > 1 else _steps)(model, lines, pixels, mask, how, memory)
     for i, line in enumerate(lines if how.looks_twice else ()):
         look_again(model, model.take(memory, torch.tensor([i], device=pixels.device)), line, how, pixels.device)
         if line.n_again:
             yield "again", line
 
-
+# %% ../nbs/05_transcribe.ipynb #2bb04b76
 def write_pictures(
     transcriber: "Transcriber",
     pictures: Sequence[np.ndarray],  # uint8 (H, W), in normal form
     how: Decoding = USUAL,
-) -> list[Transcription]:
-    "Several lines of music, written at once."
+    *,
+    batch_size: int = BATCH_LINES,
+) -> list[Transcription]:  # in the order of the pictures
+    "Read a list of pictures, each one line of music."
     lines = [Transcription([], [], picture) for picture in pictures]
-    for _ in write_lines(transcriber, lines, how):
-        pass
+    alike = sorted(lines, key=lambda x: x.picture.shape[::-1])
+    for rows in batches(alike, lambda x: x.picture.shape, batch_size):
+        for _ in write_lines(transcriber, rows, how):
+            pass
+        for line in rows:
+            line.encoding = None
     return lines
 
 # %% ../nbs/05_transcribe.ipynb #7b24a9d1
@@ -493,7 +546,8 @@ def _heads(transcriber: "Transcriber", line: Transcription) -> list[Head]:
     from vitomr.insight import look, symbols  # which stands on this module
 
     events = {e.position: e for e in analyse(line.tokens).events}
-    found = symbols(look(transcriber, line.picture, line.tokens, shifts=1)) if line.tokens else []
+    seen = look(transcriber, line.picture, line.tokens, 1, line.encoding) if line.tokens else None
+    found = symbols(seen) if seen else []
     if not found:
         return []
     at = map_points([[s.x, s.y] for s in found], cv2.invertAffineTransform(line.matrix))
@@ -509,8 +563,9 @@ def _read_words(transcriber: "Transcriber", page: PageReading, *, is_first: bool
     "Read the words of a page and find their notes."
     if page.found is None or not any(s.staves for s in page.found.systems):
         return
-    sheet = without_staves(page.found)
-    page.words = sort_words(find_words(sheet), page.found, sheet, is_first=is_first)
+    if page.words is None:
+        sheet = without_staves(page.found)
+        page.words = sort_words(find_words(sheet), page.found, sheet, is_first=is_first)
     for system, of_system in zip(page.systems, page.words.lines, strict=True):
         for line, words in zip(system.lines, of_system, strict=True):
             heads = _heads(transcriber, line) if words.verses or words.directions else []
@@ -562,20 +617,28 @@ def _open_page(transcriber: "Transcriber", pages: Pages, n: int, boxes) -> PageR
     return PageReading(n + 1, np.full((16, 16), 255, np.uint8), fault=one_line(f"page {n + 1}: {why}"))
 
 
+def _unread(page: PageReading) -> PageReading:
+    "The page with its lines and their encodings, nothing read yet."
+    blank = {"tokens": [], "logp": [], "truncated": False, "n_again": 0, "words": None}
+    systems = [replace(s, lines=[replace(line, **blank) for line in s.lines]) for s in page.systems]
+    return replace(page, systems=systems)
+
+
 def _read(
-    transcriber: "Transcriber", opened: Pages, pages, boxes: dict, how: Decoding, words: bool
+    transcriber: "Transcriber", name: str, pages: Iterable[PageReading], how: Decoding, words: bool, keep: bool
 ) -> Iterator[Progress]:
-    numbers = page_numbers(pages, len(opened)) if pages is None or isinstance(pages, str) else list(pages)
-    done = Document(opened.name)
-    for n in numbers:
-        page = _open_page(transcriber, opened, n, boxes.get(n))
+    done = Document(name)
+    for page in pages:
         done.pages.append(page)
         yield Progress("page", done, page)
-        for rows in batches((line for s in page.systems for line in s.lines), lambda line: line.picture.shape):
+        lines = [line for s in page.systems for line in s.lines]
+        for rows in batches(lines, lambda line: line.picture.shape):
             for kind, line in write_lines(transcriber, rows, how):
                 yield Progress(kind, done, page, line)
         if words:
             _read_words(transcriber, page, is_first=len(done.pages) == 1)
+        for line in () if keep else lines:
+            line.encoding = None
     if not done.lines:
         faults = [p.fault for p in done.pages if p.fault]
         none = f"{done.name}: none of {len(faults)} pages holds music"
@@ -637,12 +700,13 @@ class Transcriber:
 
     def read(
         self,
-        source,  # a path of a picture or PDF, or anything `page.staves.to_gray` takes
+        source,  # a path of a picture or PDF, open `Pages`, a `Document` to read again, or what `to_gray` takes
         *,
         pages: Sequence[int] | str | None = None,  # from 0, or text as in 1-3; all when left out
         boxes: dict[int, Sequence[Sequence[float]]] | None = None,  # page from 0 → x0, y0, x1, y1 px, level
         how: Decoding = USUAL,
         words: bool | None = None,  # read words, too: title, names, directions, lyrics; None: where OCR is installed
+        keep: bool = False,  # the encodings of the lines, for `insight.look` or to read the `Document` again
         **choices,  # fields of Decoding, instead of those of `how`
     ) -> Iterator[Progress]:
         "Read a document, and tell what is new: each page once its systems are known, each bar, each line, the end."
@@ -650,8 +714,13 @@ class Transcriber:
         if words and not can_read_words():
             raise WordsError(MISSING)
         words = can_read_words() if words is None else words
-        with Pages(source) as opened:
-            yield from _read(self, opened, pages, boxes or {}, how, words)
+        if isinstance(source, Document):
+            yield from _read(self, source.name, map(_unread, source.pages), how, words, keep)
+            return
+        with nullcontext(source) if isinstance(source, Pages) else Pages(source) as opened:
+            numbers = page_numbers(pages, len(opened)) if pages is None or isinstance(pages, str) else list(pages)
+            found = (_open_page(self, opened, n, (boxes or {}).get(n)) for n in numbers)
+            yield from _read(self, opened.name, found, how, words, keep)
 
     def lines(self, source) -> Iterator[tuple[int, Transcription]]:
         "The lines of music of a document with the page of each, from 1, found and not read. Raises as `transcribe`."

@@ -19,6 +19,7 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import exp
 
 import cv2
@@ -40,8 +41,7 @@ from vitomr.notation.metrics import (
 )
 from .notation.score import parts, root_of
 from .page.assemble import Assembled, Line, assemble
-from .page.staves import map_points, to_gray
-from .page.systems import crop
+from .page.staves import to_gray
 from .rewards import TERMS, Breakdown
 from .train.groups import advantages
 from .transcribe import MAX_TRUTH_BYTES, MAX_TRUTH_TOKENS, SHEET, Document, Savable, Transcriber, write_words
@@ -57,26 +57,16 @@ class Seen:
     n_staves: int = 1
 
 
-def _back(matrix: np.ndarray, onwards: Callable | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    "The way from the normal form to the picture, through the level page where there is one."
-    inverse = cv2.invertAffineTransform(np.asarray(matrix, float))
-    return lambda points: (onwards or np.asarray)(map_points(points, inverse))
-
-
 def seen_lines(transcriber: Transcriber, document: Document) -> list[list[Seen]]:
-    "The lines of every system of a document, looked at again."
+    "The lines of every system of a document, looked at by the encodings that were kept, where there are any."
     found = []
     for page in document.pages:
-        for number, system in enumerate(page.systems):
-            if page.page is None:
-                ways = [_back(transcriber.normal_form(page.picture).matrix)]
-            else:
-                space, parts_of = transcriber.model.cfg.staff_space, page.page.systems[number].parts
-                crops = [crop(page.page, p, space=space) for p in parts_of]
-                ways = [_back(c.matrix, page.page.level.to_picture) for c in crops]
-            lines = zip(system.lines, ways, strict=True)
-            looks = [look(transcriber, line.picture, line.tokens, line.shifts) for line in system.lines]
-            found.append([Seen(s, x.picture, w, x.n_staves) for s, (x, w) in zip(looks, lines, strict=True)])
+        for system in page.systems:
+            seen = []
+            for line in system.lines:
+                at = look(transcriber, line.picture, line.tokens, line.shifts, line.encoding)
+                seen.append(Seen(at, line.picture, partial(page.place, line), line.n_staves))
+            found.append(seen)
     return found
 
 # %% ../nbs/views.ipynb #d6317d8e

@@ -36,6 +36,11 @@ def _is_pdf(path: Path) -> bool:
     return found
 
 
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as f:
+        return f.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
 @sandboxed("opening this picture", PictureError)
 def _n_frames(path: str) -> int:
     "Pictures in a file that `open_picture` reads: scanners write the pages of a TIFF so; in other formats they move."
@@ -126,7 +131,8 @@ class Pages(Sequence):
             self._img, self._n = to_gray(source), 1
             return
         self._path = Path(source)
-        self.name, self._is_pdf, self._n = self._path.name, _is_pdf(self._path), n_pages(self._path)
+        self.name, self._is_pdf = self._path.name, _is_pdf(self._path)
+        self._n = n_pages(self._path) if self._is_pdf or _is_tiff(self._path) else 1
         if self._n == 1 and not self._is_pdf:
             self._img = open_picture(self._path)  # what cannot be read is said now
 
