@@ -599,6 +599,69 @@ def test_a_real_tracker_takes_the_table(tmp_path, monkeypatch):
     assert b"measure C4" in b"".join(p.read_bytes() for p in (tmp_path / "t").rglob("*") if p.is_file())
 
 
+OWN_TRACKER = """
+import json
+from pathlib import Path
+from accelerate.tracking import GeneralTracker, on_main_process
+
+class Lines(GeneralTracker):
+    name, requires_logging_directory, tracker = "lines", True, None
+
+    def __init__(self, project, logging_dir):
+        super().__init__()
+        self.path = Path(logging_dir, project + ".txt")
+
+    @on_main_process
+    def start(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("begun\\n")
+
+    @on_main_process
+    def log(self, values, step=None, **kwargs):
+        with self.path.open("a") as f:
+            f.write(json.dumps([step, values]) + "\\n")
+
+    @on_main_process
+    def finish(self):
+        with self.path.open("a") as f:
+            f.write("finished\\n")
+"""
+
+
+def test_a_tracker_of_ones_own_gets_every_line_and_the_sampled_texts(tmp_path, monkeypatch):
+    "A subclass of accelerate's GeneralTracker, by module:Class."
+    (tmp_path / "trackers.py").write_text(OWN_TRACKER)
+    monkeypatch.chdir(tmp_path)
+    with tracker("trackers:Lines", "vitomr", folder="run") as log:
+        practise(
+            Table(), range(4), right, cfg=config(steps=3, samples_every=2), run_dir="run", on_log=log,
+            on_samples=log.samples,
+        )  # fmt: skip
+    begun, *lines, finished = (tmp_path / "run" / "vitomr.txt").read_text().splitlines()
+    lines = [json.loads(x) for x in lines]
+    assert (begun, finished) == ("begun", "finished")
+    assert [step for step, line in lines if "reward" in line] == [1, 2, 3]
+    texts = {step: line["samples"] for step, line in lines if "samples" in line}
+    wrote = read_history("run", "samples.jsonl")
+    assert set(texts) == {1, 3} and wrote
+    for line in wrote:
+        assert f"| {line['action']} |" in texts[line["step"]] and str(line["advantage"]) in texts[line["step"]]
+
+
+def test_tensorboard_gets_the_sampled_texts(tmp_path):
+    pytest.importorskip("tensorboardX", reason="pip install tensorboardX")
+    with tracker("tensorboard", "vitomr", folder=tmp_path) as log:
+        log({"step": 1, "reward": 0.5, "grad_norm": None, "seconds": {}})
+        log.samples([{"step": 1, "prediction": "measure C4", "terms": {"F1": 0.5}}])
+    (file,) = (p for p in (tmp_path / "vitomr").rglob("*tfevents*"))
+    assert b"| 1 | measure C4 |" in file.read_bytes() and b"reward" in file.read_bytes()
+
+
+def test_a_class_that_is_no_tracker_is_one_line():
+    with pytest.raises(ValueError, match="JSONDecoder is no tracker; expected a subclass"):
+        tracker("json:JSONDecoder", "x").__enter__()
+
+
 WORKER = """
 import sys
 sys.path.insert(0, {tests!r})

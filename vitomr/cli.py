@@ -121,7 +121,8 @@ def parser() -> argparse.ArgumentParser:
                    " module:function; several times for several")  # fmt: skip
     r.add_argument("--reward-weight", action="append", type=float, metavar="W", help="grpo: of each --reward, in order")
     r.add_argument("--policy", metavar="MODULE:FACTORY", help="grpo: your own policy, made by a function; with --reward")
-    r.add_argument("--tracker", help="grpo: trackio or wandb, besides history.jsonl")
+    r.add_argument("--tracker", help="grpo: trackio, wandb, tensorboard or another of accelerate, or your"
+                   " own as module:Class, besides history.jsonl")  # fmt: skip
     r.set_defaults(run=train)
 
     x = commands.add_parser("export", help="the averaged weights of a run, finished or not")
@@ -426,7 +427,7 @@ def train_grpo(args, on_log) -> None:
     from vitomr.train.runs import Tracker, tracker
 
     run = _train_policy if args.policy else _train_reader
-    with tracker(args.tracker, "vitomr") if args.tracker else nullcontext(Tracker()) as log:
+    with tracker(args.tracker, "vitomr", folder=args.out) if args.tracker else nullcontext(Tracker()) as log:
         run(args, on_log=lambda line: (on_log(line), log(line)), on_samples=log.samples)
 
 

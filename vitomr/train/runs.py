@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TRACKERS', 'CheckpointError', 'save_checkpoint', 'load_checkpoint', 'alone_in', 'read_history', 'differing',
            'RunFolder', 'WeightsError', 'save_weights', 'load_weights', 'averaged_weights', 'export_history',
-           'load_into', 'flat', 'Tracker', 'tracker', 'processes_asked_for', 'warn_of_missing_processes']
+           'load_into', 'tracker_names', 'flat', 'Tracker', 'tracker', 'processes_asked_for',
+           'warn_of_missing_processes']
 
 # %% ../../nbs/train/runs.ipynb #aae78911
 import importlib
@@ -20,6 +21,8 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
+
+from .reward_functions import load_object
 
 # %% ../../nbs/train/runs.ipynb #a9accde3
 class CheckpointError(ValueError):
@@ -230,7 +233,14 @@ def load_into(
         p.copy_(found[k].to(p))
 
 # %% ../../nbs/train/runs.ipynb #6df4a5ba
-TRACKERS = ("trackio", "wandb")
+TRACKERS = ("trackio", "wandb")  # used directly; more by `tracker_names`
+
+
+def tracker_names() -> list[str]:
+    "Names that `tracker` knows."
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # slow to import, and seldom needed
+
+    return sorted({*TRACKERS, *(str(name) for name in LOGGER_TYPE_TO_CLASS)})
 
 
 def flat(line: Mapping) -> dict[str, float]:
@@ -241,54 +251,86 @@ def flat(line: Mapping) -> dict[str, float]:
 
 
 class Tracker:
-    "What is called with each line of the history, and with samples; without a module it does nothing."
+    "What is called with each line of the history, and with samples; without a target it does nothing."
 
-    def __init__(self, module=None):
-        self.module = module
+    def __init__(self, target=None):  # a GeneralTracker of accelerate, or a module with `log` and `Table`
+        self.target, self.is_started = target, False
+
+    def _log(self, values: Mapping, step: int) -> None:
+        if not self.is_started and hasattr(self.target, "start"):
+            self.target.start()  # now, because accelerate asks which process this is
+        self.is_started = True
+        self.target.log(values, step=step)
 
     def __call__(self, line: Mapping) -> None:
-        if self.module:
-            self.module.log(flat(line), step=line["step"])
+        if self.target:
+            self._log({k: v for k, v in flat(line).items() if v is not None}, line["step"])
 
     def samples(self, lines: Sequence[Mapping]) -> None:
         "Show sampled actions as a table; what is no number or text is written as JSON."
-        if self.module and lines:
+        if self.target and lines:
             columns = list(lines[0])
             cell = lambda v: v if isinstance(v, int | float | str) else json.dumps(v)
             rows = [[cell(line.get(c)) for c in columns] for line in lines]
-            table = self._table(columns, rows)
-            self.module.log({"samples": table}, step=lines[0]["step"])
+            self._log({"samples": self._table(columns, rows)}, lines[0]["step"])
 
     def _table(self, columns: list[str], rows: list[list]):
-        if self.module.__name__ == "trackio":
+        if not hasattr(self.target, "Table"):  # text; TensorBoard shows Markdown
+            return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [columns, ["---"] * len(columns), *rows])
+        if self.target.__name__ == "trackio":
             import pandas as pd
 
-            return self.module.Table(dataframe=pd.DataFrame(rows, columns=columns))
-        return self.module.Table(columns=columns, data=rows)
+            return self.target.Table(dataframe=pd.DataFrame(rows, columns=columns))
+        return self.target.Table(columns=columns, data=rows)
+
+    def finish(self) -> None:
+        if self.target and self.is_started:
+            self.target.finish()
+
+# %% ../../nbs/train/runs.ipynb #39a04825
+def _accelerate_tracker(name: str, project: str, folder: str | Path):
+    "A tracker of accelerate by its name, or one of one's own by module:Class. Raises ValueError."
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+
+    if ":" in name:
+        make = load_object(name)
+    elif name in {str(n) for n in get_available_trackers()}:
+        make = LOGGER_TYPE_TO_CLASS[name]
+    else:
+        raise ValueError(f"the tracker {name} is not installed; pip install {name}, or leave it out")
+    if not (isinstance(make, type) and issubclass(make, GeneralTracker)):
+        raise ValueError(f"{name} is no tracker; expected a subclass of accelerate.tracking.GeneralTracker")
+    return make(project, logging_dir=str(folder)) if make.requires_logging_directory else make(project)
 
 
 @contextmanager
 def tracker(
-    name: str,  # one of TRACKERS
+    name: str,  # one of `tracker_names`, or module:Class
     project: str,
     *,
-    config: dict | None = None,
+    config: dict | None = None,  # settings, for trackio and wandb
+    folder: str | Path = "runs",  # for trackers that write files
 ) -> Iterator[Tracker]:
     "A tracker for the time of a run; of many processes only the first has one. Raises ValueError."
-    if name not in TRACKERS:
-        raise ValueError(f"unknown tracker {name!r}; choose from {', '.join(TRACKERS)}")
-    try:
-        module = importlib.import_module(name)
-    except ImportError:
-        raise ValueError(f"the tracker {name} is not installed; pip install {name}, or leave it out") from None
+    if name not in tracker_names() and ":" not in name:
+        raise ValueError(f"unknown tracker {name!r}; choose from {', '.join(tracker_names())}, or module:Class")
     if int(os.environ.get("RANK", 0)) > 0:
         yield Tracker()
         return
-    module.init(project=project, config=config or {})
+    if name in TRACKERS:
+        try:
+            target = importlib.import_module(name)
+        except ImportError:
+            raise ValueError(f"the tracker {name} is not installed; pip install {name}, or leave it out") from None
+        target.init(project=project, config=config or {})
+    else:
+        target = _accelerate_tracker(name, project, folder)
+    log = Tracker(target)
+    log.is_started = name in TRACKERS
     try:
-        yield Tracker(module)
+        yield log
     finally:
-        module.finish()
+        log.finish()
 
 # %% ../../nbs/train/runs.ipynb #d59d9599
 _log = logging.getLogger("vitomr")
