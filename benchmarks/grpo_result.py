@@ -34,14 +34,14 @@ from vitomr.data.batches import prepare
 from vitomr.data.synthesis import Shards, write_shard
 from vitomr.decoder import TRAINING, load_reader
 from vitomr.decoder import train as teach
-from vitomr.evaluate import choose
+from vitomr.evaluate import GREEDY, choose
 from vitomr.grpo import PACKAGED, PRACTICE, plot_kinds, train, with_settings
 from vitomr.notation.lmx import decode
 from vitomr.notation.metrics import METRICS, micro_rate, token_distance
 from vitomr.notation.tedn import tedn
-from vitomr.reading.pictures import read_pictures
-from vitomr.reading.policy import Picture, ReaderPolicy
+from vitomr.reading.policy import Picture
 from vitomr.train.runs import read_history
+from vitomr.transcribe import Transcriber, write_pictures
 
 
 def tedn_counts(pred, true) -> tuple[int, int]:
@@ -75,12 +75,18 @@ def fingerprint(weights: Path) -> str:
     return hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()[:8]
 
 
+def read_greedily(model, pictures: list[Picture]) -> list[tuple[list[str], list[str]]]:
+    "Prediction and reference of each picture: one look, no second look, without the grammar."
+    lines = write_pictures(Transcriber(model), [p.img for p in pictures], replace(GREEDY, max_tokens=768))
+    return [(line.tokens, decode(p.ids)) for line, p in zip(lines, pictures, strict=True)]
+
+
 def counts_of(model, pictures: list[Picture], cache: Path) -> dict[str, list[list[float]]]:
     "Figure → part and whole of each picture; readings are kept in `cache`."
     if cache.exists():
         read = [(a.split(), b.split()) for a, b in json.loads(cache.read_text())]
     else:
-        read = read_pictures(ReaderPolicy(model), pictures)
+        read = read_greedily(model, pictures)
         cache.write_text(json.dumps([(" ".join(a), " ".join(b)) for a, b in read], indent=0))
     if [b for _, b in read] != [decode(p.ids) for p in pictures]:
         raise SystemExit(f"{cache} holds readings of other excerpts; delete it or use another --work")
@@ -108,7 +114,7 @@ def hard_excerpts(args) -> Path:
     tried = np.random.default_rng(0).permutation(fits)[: args.hard]
     look = lambda i: prepare(shards[i], np.random.default_rng([9, i]), "clean", model.cfg.staff_space)[0]
     pictures = [Picture(look(i), shards[i].ids) for i in tried]
-    wrong = [token_distance(a, b) / len(b) for a, b in read_pictures(ReaderPolicy(model), pictures)]
+    wrong = [token_distance(a, b) / len(b) for a, b in read_greedily(model, pictures)]
     kept = [int(i) for i, e in zip(tried, wrong, strict=True) if 0.02 <= e <= 0.5]
     if not kept:
         raise SystemExit(f"--hard {args.hard}: none of {len(tried)} excerpts is read with 2 to 50 % of errors")

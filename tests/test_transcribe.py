@@ -429,7 +429,7 @@ def test_stopped_by_hand_no_file_is_half_written(folder, tmp_path):
         (["transcribe", str(SCAN), "-o", "a.mid", "--beam", "0"], "beam 0"),
         (["transcribe", str(SCAN), "-o", "a.mid", "--grammar", "strict"], "shape, time"),
         (["transcribe", str(SCAN), "-o", "a.mid", "--top-p", "0.5"], "temperature"),
-        (["evaluate", "--data", "x", "--beam", "2", "--temperature", "1"], "without draws"),
+        (["evaluate", "--data", "x", "--beam", "2", "--temperature", "1"], "without samples"),
         (["transcribe", str(SCAN), "-o", "a.docx"], ".musicxml"),
         (["transcribe", str(SCAN), "-o", "a.mid", "--weights", "nowhere"], "nowhere"),
         (["data", "build", "--source", "nowhere", "--out", "x", "--count", "3"], "nowhere"),

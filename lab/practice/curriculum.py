@@ -18,15 +18,14 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from grpo_result import FIGURES, change  # noqa: E402
+from grpo_result import FIGURES, change, read_greedily  # noqa: E402
 
 from vitomr.data.batches import prepare  # noqa: E402
 from vitomr.data.synthesis import MIXES, Shards, build  # noqa: E402
 from vitomr.decoder import load_reader  # noqa: E402
 from vitomr.grpo import PACKAGED, PRACTICE, train, with_settings  # noqa: E402
 from vitomr.notation.metrics import micro_rate  # noqa: E402
-from vitomr.reading.pictures import read_pictures  # noqa: E402
-from vitomr.reading.policy import Picture, ReaderPolicy  # noqa: E402
+from vitomr.reading.policy import Picture  # noqa: E402
 from vitomr.train.runs import read_history  # noqa: E402
 
 SMALL = {"num_generations": 8, "per_device_batch_size": 32, "rollout_batch": 32, "lengths": 100.0, "shortest": 20}
@@ -63,7 +62,7 @@ def main() -> None:
             names = ("reward", "term/TED", "entropy", "clip_high", "length")
             rewards[arm] = {k: [h[k] for h in history] for k in names}
             seconds[arm] = round(sum(h["seconds"]["cpu"] for h in history))
-        read = read_pictures(ReaderPolicy(model), pictures, max_tokens=300)
+        read = read_greedily(model, pictures)
         counts[arm] = {k: [[float(x) for x in f(a, b)] for a, b in read] for k, f in FIGURES.items()}
         found = {
             "excerpts": len(pictures),
