@@ -705,6 +705,17 @@ def test_the_launcher_says_what_was_asked_for():
     assert processes_asked_for("accelerate launch --num_processes 4 x.py".split()) == 4
 
 
+def test_fewer_processes_than_asked_for_are_told():
+    "A process whose parent is a launcher that was asked for two; nothing is said when both are there."
+    child = "from vitomr.train.runs import warn_of_missing_processes as warn; warn(2); warn(1)"
+    parent = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]]).returncode)"
+    call = [sys.executable, "-c", parent, child, "accelerate", "launch", "--cpu", "--num_processes", "2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(call, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr.count("\n") == 1, done.stderr
+    assert "asked for 2 processes and started 1; on a CPU use ACCELERATE_USE_CPU=true" in done.stderr
+
+
 MINE = """
 from test_practice import Table
 def make(): return Table()

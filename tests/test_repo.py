@@ -189,6 +189,17 @@ def test_readme_is_short():
     assert len(words) <= 1000, f"{len(words)} words; the docs have room"
 
 
+def test_the_chapter_on_practice_is_read_in_a_quarter_of_an_hour():
+    "At most 2,500 words and 300 lines of code, one figure and one table of results before the mathematics."
+    cells = json.loads((NBS / "03_grpo.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = {k: ["".join(c["source"]) for c in cells if c["cell_type"] == k] for k in ("markdown", "code")}
+    words, lines = sum(len(t.split()) for t in text["markdown"]), "\n".join(text["code"]).splitlines()
+    assert words <= 2500 and sum(bool(line.strip()) for line in lines) <= 300
+    assert sum("|---|" in t for t in text["markdown"]) == 1
+    heads = re.findall(r"^## (.+)$", "\n".join(text["markdown"]), re.M)
+    assert heads[:3] == ["Result", "A step by hand", "A toy policy"] and heads.index("Music: settings") > 2
+
+
 def test_no_large_files():
     "2 MB a file at most outside vitomr/weights, counting what git would add."
     git = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
