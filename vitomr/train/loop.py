@@ -249,7 +249,7 @@ class _World:
             return data(start + self.rank, self.n)
         return islice(data(start), self.rank, None, self.n)
 
-
+# %% ../../nbs/train/loop.ipynb #81c772fd
 def _backward(
     model: nn.Module, micro: Sequence, loss_fn: Callable, cfg: LoopConfig, step: int, device: str, world: _World
 ) -> tuple[dict, int]:
@@ -365,7 +365,7 @@ def fit(
     ema.shadow = patience.weights or ema.shadow
     return ema
 
-
+# %% ../../nbs/train/loop.ipynb #62ea9767
 def accelerator_for(device: str = "cpu"):
     "Accelerate's view of the processes; on the CPU unless a GPU is asked for."
     from accelerate import Accelerator

@@ -99,7 +99,7 @@ LOSSES = {
 }
 LOSS_TYPES, LEVELS = tuple(LOSSES), ("token", "sequence")
 
-
+# %% ../../nbs/train/objective.ipynb #7f6ac66a
 def surrogate(
     logp: torch.Tensor,  # (N, T)
     logp_old: torch.Tensor,  # (N, T)
@@ -124,7 +124,7 @@ def surrogate(
         ratio,
     )
 
-
+# %% ../../nbs/train/objective.ipynb #c086d826
 def token_weights(
     lengths: np.ndarray,  # (B, G) tokens
     counted: np.ndarray,  # bool (B, G); False: masked or dropped

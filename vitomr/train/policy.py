@@ -162,7 +162,7 @@ def rollout_of(policy: PolicyModel, states: Sequence, n: int, how: Sampling, see
         scored = score_of(policy, states, actions, how)
     return Rollout(actions, scored, torch.zeros(len(scored.logp), dtype=torch.bool))
 
-
+# %% ../../nbs/train/policy.ipynb #eb262544
 def score_of(
     policy: PolicyModel, states: Sequence, actions: Sequence[Sequence], how: Sampling, *, full: bool = False
 ) -> Scored:

@@ -49,7 +49,7 @@ class RewardTerms:
     pieces: tuple[float, ...] | None = None  # what each part of the reference earned, for credit by part
     owner: tuple[int, ...] = ()  # of each token, its part; -1 for none
 
-
+# %% ../../nbs/train/reward_functions.ipynb #2172a327
 def load_object(name: str) -> Any:
     "What `module:attribute` names; modules of the working directory, too. Raises ValueError in one line."
     module, _, attribute = name.partition(":")
@@ -66,7 +66,7 @@ def load_object(name: str) -> Any:
     finally:
         sys.path.remove(here)
 
-
+# %% ../../nbs/train/reward_functions.ipynb #67d7b5e5
 @dataclass(frozen=True)
 class RewardFunction:
     "A reward function with the name and the weight that it is logged and added with."
@@ -136,7 +136,7 @@ def _call(f: RewardFunction, states: Sequence, groups: Sequence[Sequence]) -> An
         columns = {k: v for k, v in columns.items() if k in asked}
     return f.function(flat, [a for group in groups for a in group], **columns)
 
-
+# %% ../../nbs/train/reward_functions.ipynb #fac5bba1
 def _number(f: RewardFunction, value: Any) -> float:
     "A reward as a number, NaN where there is none."
     if value is None:
@@ -159,7 +159,7 @@ def _terms(f: RewardFunction, value: Any) -> RewardTerms:
         return RewardTerms(raw, weights, getattr(value, "pieces", None), getattr(value, "owner", ()))
     return RewardTerms({f.name: _number(f, value)}, {f.name: f.weight})
 
-
+# %% ../../nbs/train/reward_functions.ipynb #20c4d8ce
 def _by_group(f: RewardFunction, got: Any, groups: Sequence[Sequence]) -> list[list[RewardTerms]]:
     "What a function returned, as terms of each action of each group. Raises ValueError in one line."
     sizes, n = [len(g) for g in groups], sum(map(len, groups))

@@ -199,7 +199,7 @@ def load_weights(
     except Exception as e:  # truncated, or something else by that name
         raise WeightsError(f"{path} cannot be read: {str(e).splitlines()[0][:120]}") from e
 
-
+# %% ../../nbs/train/runs.ipynb #312ff557
 def averaged_weights(
     state: Mapping,  # of a checkpoint
 ) -> dict[str, torch.Tensor]:
@@ -249,7 +249,7 @@ def flat(line: Mapping) -> dict[str, float]:
     seconds = line.get("seconds", {})
     return numbers | ({f"seconds/{k}": v for k, v in seconds.items()} if isinstance(seconds, dict) else {})
 
-
+# %% ../../nbs/train/runs.ipynb #a53f105b
 class Tracker:
     "What is called with each line of the history, and with samples; without a target it does nothing."
 
@@ -302,7 +302,7 @@ def _accelerate_tracker(name: str, project: str, folder: str | Path):
         raise ValueError(f"{name} is no tracker; expected a subclass of accelerate.tracking.GeneralTracker")
     return make(project, logging_dir=str(folder)) if make.requires_logging_directory else make(project)
 
-
+# %% ../../nbs/train/runs.ipynb #40d23e7a
 @contextmanager
 def tracker(
     name: str,  # one of `tracker_names`, or module:Class

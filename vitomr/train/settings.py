@@ -178,7 +178,7 @@ _CHOICES = {
     "temperature_func": tuple(SHAPES),
 }
 
-
+# %% ../../nbs/train/settings.ipynb #7b23de48
 def check_number(name: str, value: Any) -> None:
     "Raises ValueError in one line for a number, or an end of a schedule, that is outside its bounds."
     ends = [value.begin, value.end] if isinstance(value, Schedule) else [value]
@@ -267,7 +267,7 @@ def _without_effect(cfg: PracticeConfig) -> dict[str, str]:
         idle("num_generations_eval", "evaluate_every is 0")
     return found
 
-
+# %% ../../nbs/train/settings.ipynb #1ca52b9f
 def settings_without_effect(cfg: PracticeConfig) -> list[str]:
     "One line for each setting that was changed and has no effect in this combination."
     default = {f.name: f.default for f in fields(cfg) if f.default is not MISSING}

@@ -32,7 +32,7 @@ class Deck:
             self._order = epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(n)
         return self.items[int(self._order[1][at])]
 
-
+# %% ../../nbs/train/states.ipynb #10a9dd7d
 def load_records(path: str | Path) -> list[dict]:
     "The records of a JSON list or of JSON lines. Raises ValueError in one line."
     path = Path(path)

@@ -52,7 +52,7 @@ class SampledGroup:
     truncated: torch.Tensor  # bool (n,)
     rewards: list[RewardTerms] = field(default_factory=list)
 
-
+# %% ../../nbs/train/step.ipynb #5fbe159a
 @dataclass
 class StepTable:
     "What all processes know of the actions of a step."

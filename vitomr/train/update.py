@@ -77,7 +77,7 @@ def micro_batches(
         found.append(MicroBatch(states, actions, logp, *numbers, tasks, trained))
     return found
 
-
+# %% ../../nbs/train/update.ipynb #52e9804d
 def _task(state: Any) -> str:
     return str(state.get("task", "") if isinstance(state, Mapping) else getattr(state, "task", ""))
 
