@@ -1,0 +1,103 @@
+"""What mkdocs needs to know about this repository: notebooks as pages, links that work in both places, math without a script."""
+
+import html
+import posixpath
+import re
+from pathlib import Path
+
+from latex2mathml.converter import convert
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "DESIGN.md", "SECURITY.md", "examples/README.md")
+BESIDE = ("nbs/**/*.ipynb", "nbs/*.md", "lab/**/*.md", "lab/**/*.png", "assets/*.png", "examples/*.png")
+ROOMS = ("notation", "page", "train", "data", "nn", "reading", "audio", "tasks")  # as in DESIGN.md
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?(?=\))")
+HREF = re.compile(r'(?<= href=")(?!\w+:|#|/)([^"#]+)(#[^"]*)?(?=")')
+NO_MATH = re.compile(r"(<(pre|code|script|style|svg|table)\b.*?</\2>)", re.S)
+OUTSIDE = re.compile(r"<script\b[^>]*>(?:(?!</script>).)*https?://.*?</script>|<script\b[^>]*\bsrc=\"http.*?</script>", re.S)
+
+
+def beside() -> list[str]:
+    "Files outside docs/ that the site shows, as paths of the repository."
+    found = {p for pattern in (*PAGES, *BESIDE) for p in ROOT.glob(pattern) if p.is_file()}
+    names = sorted(p.relative_to(ROOT).as_posix() for p in found)
+    return [name for name in names if not any(part.startswith(("_", ".")) for part in Path(name).parts)]
+
+
+def chapters() -> list:
+    "The navigation of the notebooks: numbered chapters, single rooms, then one section for each folder."
+    names = [Path(name).relative_to("nbs") for name in beside() if name.endswith(".ipynb")]
+    top = [f"nbs/{p}" for p in names if len(p.parts) == 1]
+    rooms = sorted({p.parts[0] for p in names if len(p.parts) > 1}, key=lambda r: (r not in ROOMS, (*ROOMS, r).index(r)))
+    return [*top, *({f"{room}/": [f"nbs/{p}" for p in names if p.parts[0] == room]} for room in rooms)]
+
+
+def on_config(config):
+    for section in config.nav:
+        if "Chapters" in section:
+            section["Chapters"] = [*section["Chapters"], *chapters(), {"Lab notebook": "nbs/lab.md"}]
+    return config
+
+
+@event_priority(100)  # before mkdocs-jupyter looks for notebooks
+def on_files(files, config):
+    for name in beside():
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    return files
+
+
+def site_path(target: str, page_path: str, files) -> str | None:
+    "The source path in the site of a link on a page; None for a file that the site does not show."
+    here = page_path if (ROOT / page_path).is_file() else f"docs/{page_path}"
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
+    path = {"README.md": "docs/index.md"}.get(path, path)
+    path = path.removeprefix("docs/")
+    return path if files.get_file_from_path(path) else None
+
+
+def in_repository(target: str, page_path: str, config) -> str:
+    "The address of a file that the site does not show."
+    here = page_path if (ROOT / page_path).is_file() else f"docs/{page_path}"
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
+    return f"{config.repo_url.rstrip('/')}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
+
+
+def on_page_markdown(markdown, page, config, files):
+    "Links are written for the repository; the site has the same files at other places."
+    here = page.file.src_uri
+
+    def moved(found):
+        target, anchor = found[1], found[2] or ""
+        path = site_path(target, here, files)
+        if path is None:
+            return in_repository(target, here, config) + anchor
+        return posixpath.relpath(path, posixpath.dirname(here) or ".") + anchor
+
+    return LINK.sub(moved, markdown)
+
+
+def on_page_content(content, page, config, files):
+    "Notebooks: links to notebooks, equations as MathML, and no script from elsewhere."
+    if not page.file.src_uri.endswith(".ipynb"):
+        return content
+
+    def moved(found):
+        path = site_path(found[1], page.file.src_uri, files)
+        if path is None:
+            return in_repository(found[1], page.file.src_uri, config) + (found[2] or "")
+        return files.get_file_from_path(path).url_relative_to(page.file) + (found[2] or "")
+
+    content = HREF.sub(moved, OUTSIDE.sub("", content))
+    parts, at = [], 0
+    for kept in NO_MATH.finditer(content):
+        parts += [equations(content[at : kept.start()]), kept[0]]
+        at = kept.end()
+    return "".join([*parts, equations(content[at:])])
+
+
+def equations(text: str) -> str:
+    "LaTeX between dollars as MathML, which browsers draw themselves."
+    text = re.sub(r"\$\$(.+?)\$\$", lambda m: convert(html.unescape(m[1].strip()), display="block"), text, flags=re.S)
+    return re.sub(r"(?<![\\$\w])\$([^$\n]+?)\$(?!\w)", lambda m: convert(html.unescape(m[1])), text)
