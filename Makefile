@@ -14,7 +14,7 @@ MALLOC   := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help app test train bench notebooks
+.PHONY: help app test train bench notebooks docs
 
 help:  ## this list
 	@sed -n 's/^\([a-z.]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -37,11 +37,14 @@ notebooks: $(VENV)/.installed-dev  ## notebooks to vitomr/, then cleaned
 	$(VENV)/bin/nbdev_export
 	$(VENV)/bin/nbdev_clean
 
+docs: $(VENV)/.installed-docs  ## the documentation into _docs/
+	$(PY) -m mkdocs build --strict
+
 requirements.txt: settings.ini  ## the Space's copy: what reading and the app need
 	@{ echo '# From settings.ini: make requirements.txt'; sed -n 's/^requirements *= *//p; s/^app_requirements *= *//p' settings.ini | tr -s ' ' '\n'; } > $@
 
 # A stamp is written when all before it went well, so a broken install starts over.
-$(VENV)/.installed-app $(VENV)/.installed-train: $(VENV)/.installed-%: $(SETTINGS)
+$(VENV)/.installed-app $(VENV)/.installed-train $(VENV)/.installed-docs: $(VENV)/.installed-%: $(SETTINGS)
 	@$(venv)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install -e '.[$*]'

@@ -13,7 +13,8 @@ readme = here / "README.md"
 
 suffix = "_requirements"
 extras = {key.removesuffix(suffix): value.split() for key, value in cfg.items() if key.endswith(suffix)}
-extras["dev"] = sorted({r for name, listed in extras.items() if name != "mcp" for r in listed})  # tests use all
+of_tests = [listed for name, listed in extras.items() if name not in ("docs", "mcp")]
+extras["dev"] = sorted({requirement for listed in of_tests for requirement in listed})
 
 setup(
     version=cfg["version"],

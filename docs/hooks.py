@@ -1,4 +1,4 @@
-"""What mkdocs needs to know about this repository: notebooks as pages, links that work in both places, math without a script."""
+"""What mkdocs needs to know of this repository: notebooks as pages, links that work in both places, math as MathML."""
 
 import html
 import posixpath
@@ -13,10 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "DESIGN.md", "SECURITY.md", "examples/README.md")
 BESIDE = ("nbs/**/*.ipynb", "nbs/*.md", "lab/**/*.md", "lab/**/*.png", "assets/*.png", "examples/*.png")
 ROOMS = ("notation", "page", "train", "data", "nn", "reading", "audio", "tasks")  # as in DESIGN.md
+LAB = [
+    {"Lab notebook": "nbs/lab.md"},
+    {"GRPO trials": "lab/practice/README.md"},
+    {"GRPO, all tables": "lab/practice/trials.md"},
+]
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?(?=\))")
 HREF = re.compile(r'(?<= href=")(?!\w+:|#|/)([^"#]+)(#[^"]*)?(?=")')
 NO_MATH = re.compile(r"(<(pre|code|script|style|svg|table)\b.*?</\2>)", re.S)
-OUTSIDE = re.compile(r"<script\b[^>]*>(?:(?!</script>).)*https?://.*?</script>|<script\b[^>]*\bsrc=\"http.*?</script>", re.S)
+OUTSIDE = re.compile(r"<script\b(?:(?!</script>).)*?https?://.*?</script>", re.S)
 
 
 def beside() -> list[str]:
@@ -30,21 +35,21 @@ def chapters() -> list:
     "The navigation of the notebooks: numbered chapters, single rooms, then one section for each folder."
     names = [Path(name).relative_to("nbs") for name in beside() if name.endswith(".ipynb")]
     top = [f"nbs/{p}" for p in names if len(p.parts) == 1]
-    rooms = sorted({p.parts[0] for p in names if len(p.parts) > 1}, key=lambda r: (r not in ROOMS, (*ROOMS, r).index(r)))
+    rooms = sorted({p.parts[0] for p in names if len(p.parts) > 1}, key=lambda room: (*ROOMS, room).index(room))
     return [*top, *({f"{room}/": [f"nbs/{p}" for p in names if p.parts[0] == room]} for room in rooms)]
 
 
 def on_config(config):
     for section in config.nav:
         if "Chapters" in section:
-            section["Chapters"] = [*section["Chapters"], *chapters(), {"Lab notebook": "nbs/lab.md"}]
+            section["Chapters"] = [*section["Chapters"], *chapters(), *LAB]
     return config
 
 
 @event_priority(100)  # before mkdocs-jupyter looks for notebooks
 def on_files(files, config):
     for name in beside():
-        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+        files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
 
 
