@@ -40,58 +40,58 @@ def parser() -> argparse.ArgumentParser:
     t.add_argument("source", type=Path, nargs="+", help="a picture, a PDF, or a folder of them; several of each")
     t.add_argument(
         "-o", "--out", type=Path, required=True,
-        help="a folder; or, for one file, what to write: .musicxml, .mxl, .mid, .pdf, .svg or .lmx by its suffix",
+        help="output folder; or, for one source, the file to write; its suffix (.musicxml, .mxl, .mid, .pdf, .svg, .lmx) is the format",
     )  # fmt: skip
-    t.add_argument("--format", help="what to write into the folder, as in musicxml,mid,pdf; musicxml when left out")
-    t.add_argument("--pages", help="of each PDF, as in 1-3,7; all when left out")
-    t.add_argument("--jobs", type=int, default=1, help="files read at the same time, a process each")
+    t.add_argument("--format", help="formats to write into the folder, as in musicxml,mid,pdf (default: musicxml)")
+    t.add_argument("--pages", help="pages of each PDF, as in 1-3,7 (default: all)")
+    t.add_argument("--jobs", type=int, default=1, help="files to read in parallel, one process each (default: 1)")
     t.add_argument(
         "--words", action=argparse.BooleanOptionalAction,
-        help="title, names, tempo words and lyrics, too; where the OCR of vitomr[words] is installed, when left out",
+        help="also read title, names, tempo words and lyrics (default: if the OCR of vitomr[words] is installed)",
     )  # fmt: skip
     t.set_defaults(run=transcribe)
 
     d = commands.add_parser("data", help="training data").add_subparsers(required=True, metavar="what")
-    b = d.add_parser("build", help="synthesise excerpts into shards; stopped and called again, it goes on")
-    b.add_argument("--source", required=True, help="music21, a zip of MusicXML files, or a folder of them")
+    b = d.add_parser("build", help="engrave excerpts and write shards; continues if called again")
+    b.add_argument("--source", required=True, help="music21, or a zip or folder of MusicXML files")
     b.add_argument("--out", type=Path, required=True)
-    b.add_argument("--count", type=int, required=True, help="how many excerpts")
+    b.add_argument("--count", type=int, required=True, help="number of excerpts")
     b.add_argument("--split", default="train", choices=("train", "dev", "test"))
     b.add_argument("--seed", type=int, default=0)
-    b.add_argument("--jobs", type=int, default=1, help="processes")
-    b.add_argument("--mix", choices=("broad", "as-written"), help="broad: other keys, rare bars, reductions, neighbours;"
-                   " as-written: none of it; by the split when left out")  # fmt: skip
-    b.add_argument("--piano", type=float, metavar="SHARE", help="of excerpts with two staves; 0.667 when left out")
-    b.add_argument("--reduced", type=float, metavar="SHARE", help="of those from scores of three or more voices and no"
-                   " piano, played by two hands; by the mix when left out")  # fmt: skip
-    b.add_argument("--hands", type=float, metavar="SHARE", help="of those, with the left hand of another song")
-    b.add_argument("--lines", type=float, metavar="SHARE", help="of those, lines of three or four songs together")
-    b.add_argument("--doubled", type=float, metavar="SHARE", help="of all, in note values twice as long")
-    b.add_argument("--engraver", default="verovio", help="verovio, or musescore or lilypond where installed")
+    b.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
+    b.add_argument("--mix", choices=("broad", "as-written"), help="broad: also transpose, prefer rare bars, add reductions and"
+                   " neighbouring systems; as-written: none of these (default: broad for train, else as-written)")  # fmt: skip
+    b.add_argument("--piano", type=float, metavar="SHARE", help="share of excerpts with two staves (default: 0.667)")
+    b.add_argument("--reduced", type=float, metavar="SHARE", help="share of those reduced to two staves from scores of"
+                   " three or more voices without piano (default: as the mix says)")  # fmt: skip
+    b.add_argument("--hands", type=float, metavar="SHARE", help="share of those with the left hand of another song")
+    b.add_argument("--lines", type=float, metavar="SHARE", help="share of those with lines of three or four songs")
+    b.add_argument("--doubled", type=float, metavar="SHARE", help="share of all with doubled note values")
+    b.add_argument("--engraver", default="verovio", help="verovio (default), or musescore or lilypond if installed")
     b.set_defaults(run=data_build)
 
-    d.add_parser("list", help="the datasets that are known, and where to get them").set_defaults(run=data_list)
+    d.add_parser("list", help="list known datasets and where to get them").set_defaults(run=data_list)
     known = argparse.ArgumentParser(add_help=False)
     known.add_argument("path", help="a dataset: a folder, a zip or JSON file, or music21")
-    known.add_argument("--kind", help="its layout, where the folder does not show it; see vitomr data list")
-    known.add_argument("--split", help="train, dev or test; all when left out")
-    i = d.add_parser("inspect", parents=[known], help="a contact sheet of some items, as PNG")
+    known.add_argument("--kind", help="layout, if it cannot be recognised; see vitomr data list")
+    known.add_argument("--split", help="train, dev or test (default: all)")
+    i = d.add_parser("inspect", parents=[known], help="write a contact sheet of some items as PNG")
     i.add_argument("-o", "--out", type=Path, required=True, help="the PNG to write")
-    i.add_argument("--count", type=int, default=24, help="how many items")
-    i.add_argument("--seed", type=int, default=0, help="another seed draws other items")
+    i.add_argument("--count", type=int, default=24, help="number of items (default: 24)")
+    i.add_argument("--seed", type=int, default=0, help="which items are chosen (default: 0)")
     i.set_defaults(run=data_inspect)
-    s = d.add_parser("stats", parents=[known], help="sizes, lengths and token frequencies")
+    s = d.add_parser("stats", parents=[known], help="print sizes, lengths and token frequencies")
     s.add_argument("-o", "--out", type=Path, help="a folder for plots")
     s.set_defaults(run=data_stats)
-    c = d.add_parser("check", parents=[known], help="name each file that is broken; exit status 1 when there are any")
+    c = d.add_parser("check", parents=[known], help="name each broken file; exit status 1 if there are any")
     c.set_defaults(run=data_check)
-    g = d.add_parser("download", help="fetch a dataset by name; a download that was cut off goes on")
-    g.add_argument("name", help="as in vitomr data list")
-    g.add_argument("--out", type=Path, required=True, help="a folder; the dataset lies in it under its name")
-    g.add_argument("--url", help="another address of the same archive")
+    g = d.add_parser("download", help="download a dataset by name; resumes if interrupted")
+    g.add_argument("name", help="name, as in vitomr data list")
+    g.add_argument("--out", type=Path, required=True, help="folder; the dataset is written below it, under its name")
+    g.add_argument("--url", help="alternative address of the same archive")
     g.set_defaults(run=data_download)
 
-    r = commands.add_parser("train", help="train a model of a chapter; goes on where it stopped")
+    r = commands.add_parser("train", help="train the model of a chapter; resumes if interrupted")
     r.add_argument("chapter", nargs="?", default="decoder", help="decoder (a reader, when left out), mae, grpo or audio")
     r.add_argument("--preset", default="tiny", help="smoke, tiny or base; for grpo also notes; for audio smoke, chorales or rounds")
     r.add_argument(
@@ -100,23 +100,23 @@ def parser() -> argparse.ArgumentParser:
         " dataset (a folder of png and lmx, JSON records), or with --set target=consensus one folder of scans",
     )  # fmt: skip
     r.add_argument("--out", type=Path, required=True, help="the run folder")
-    r.add_argument("--steps", type=int, help="updates, instead of the preset's")
-    r.add_argument("--lr", type=float, help="peak learning rate, instead of the preset's")
-    r.add_argument("--seed", type=int, help="of order, pictures and fresh weights, instead of the preset's")
+    r.add_argument("--steps", type=int, help="number of updates (default: the preset's)")
+    r.add_argument("--lr", type=float, help="peak learning rate (default: the preset's)")
+    r.add_argument("--seed", type=int, help="seed of data order, augmentation and initial weights (default: the preset's)")
     r.add_argument("--init", type=Path, help="a weights folder to start from")
     r.add_argument("--encoder-layers", type=int,
-                   help="decoder: layers of the encoder; those that --init lacks add nothing at the start")  # fmt: skip
-    r.add_argument("--staff-space", type=float, help="decoder: px a staff space of the pictures that it will read")
-    r.add_argument("--encoder", type=Path, help="decoder: pretrained weights of the encoder alone, as mae writes them")
-    r.add_argument("--tuned", type=int, help="decoder: upper encoder layers that learn, 0 for none; all when left out")
-    r.add_argument("--layer-decay", type=float, help="decoder: learning rate of an encoder layer, share of the next one's")
-    r.add_argument("--accumulate", type=int, help="decoder: batches of one update")
-    r.add_argument("--budget", type=int, help="decoder: patches and tokens of a batch; 40000 take 5 GB of a GPU")
+                   help="decoder: encoder layers; layers that --init lacks start as the identity")  # fmt: skip
+    r.add_argument("--staff-space", type=float, help="decoder: pixels per staff space of its input")
+    r.add_argument("--encoder", type=Path, help="decoder: pretrained encoder weights, as written by vitomr train mae")
+    r.add_argument("--tuned", type=int, help="decoder: number of upper encoder layers to train, 0 for none (default: all)")
+    r.add_argument("--layer-decay", type=float, help="decoder: learning rate of an encoder layer relative to the layer above")
+    r.add_argument("--accumulate", type=int, help="decoder: batches per update")
+    r.add_argument("--budget", type=int, help="decoder: patches and tokens per batch; 40000 take 5 GB of GPU memory")
     r.add_argument("--workers", type=int, help="decoder: processes that prepare batches")
-    r.add_argument("--scheduled", action="store_true", help="decoder: feed the reader its own tokens, more and more")
-    r.add_argument("--dev", type=Path, help="decoder: a folder of shards to read now and then")
-    r.add_argument("--patience", type=int, help="decoder: looks at --dev without a better one until the run ends")
-    r.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of grpo, several times")
+    r.add_argument("--scheduled", action="store_true", help="decoder: scheduled sampling")
+    r.add_argument("--dev", type=Path, help="decoder: a folder of shards to evaluate on during training")
+    r.add_argument("--patience", type=int, help="decoder: stop after this many evaluations without improvement")
+    r.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of grpo; can be repeated")
     r.add_argument("--reward", action="append", metavar="NAME", help="grpo: vitomr, notes, acai-code, or your own as"
                    " module:function; several times for several")  # fmt: skip
     r.add_argument("--reward-weight", action="append", type=float, metavar="W", help="grpo: of each --reward, in order")
@@ -125,24 +125,24 @@ def parser() -> argparse.ArgumentParser:
                    " own as module:Class, besides history.jsonl")  # fmt: skip
     r.set_defaults(run=train)
 
-    x = commands.add_parser("export", help="the averaged weights of a run, finished or not")
+    x = commands.add_parser("export", help="write the averaged weights of a run, finished or not")
     x.add_argument("--run", dest="run_dir", type=Path, required=True, help="a run folder")
     x.add_argument("--out", type=Path, required=True, help="a weights folder")
     x.add_argument("--mean-with", type=Path, action="append", default=[], metavar="FOLDER",
-                   help="decoder: weights to take the mean with, as --init; several times for several, or for more weight")  # fmt: skip
+                   help="decoder: average with these weights, for example those of --init; repeat for more or for more weight")  # fmt: skip
     x.set_defaults(run=export)
 
-    e = commands.add_parser("evaluate", parents=[reading], help="how well a reader reads: the field's figures with their intervals")
-    e.add_argument("--data", required=True, help="a dataset, see vitomr data list; or readings that --json wrote")
-    e.add_argument("--layout", help="its layout, where the folder does not show it")
-    e.add_argument("--split", help="train, dev or test; all when left out")
-    e.add_argument("--bars", default="3-5", help="lengths of the excerpts, as in 3-5 (shards only)")
-    e.add_argument("--limit", type=int, help="pieces at most; 200 of each kind for shards, else all, when left out")
-    e.add_argument("--degradation", default="clean", help="a preset, or several as in clean,scan,photo (shards)")
-    e.add_argument("--figures", help="as in SER,TEDn; all when left out")
-    e.add_argument("--markdown", action="store_true", help="the table as Markdown")
-    e.add_argument("--json", type=Path, help="also write every reading here")
-    e.add_argument("--plots", type=Path, help="a folder for plots of the errors")
+    e = commands.add_parser("evaluate", parents=[reading], help="error rates of a model, with confidence intervals")
+    e.add_argument("--data", required=True, help="a dataset (see vitomr data list), or readings written by --json")
+    e.add_argument("--layout", help="layout, if it cannot be recognised")
+    e.add_argument("--split", help="train, dev or test (default: all)")
+    e.add_argument("--bars", default="3-5", help="excerpt lengths in bars, as in 3-5 (shards only)")
+    e.add_argument("--limit", type=int, help="maximum number of pieces (default: 200 of each kind for shards, else all)")
+    e.add_argument("--degradation", default="clean", help="degradation presets, as in clean,scan,photo (shards only)")
+    e.add_argument("--figures", help="which figures, as in SER,TEDn (default: all)")
+    e.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    e.add_argument("--json", type=Path, help="also write all readings to this file")
+    e.add_argument("--plots", type=Path, help="folder for plots of the errors")
     e.set_defaults(run=evaluate)
     return p
 
@@ -150,8 +150,8 @@ def parser() -> argparse.ArgumentParser:
 def reading_options() -> argparse.ArgumentParser:
     "Which weights, and how tokens are chosen: the same for every command."
     r = argparse.ArgumentParser(add_help=False)
-    r.add_argument("--weights", help="a weights folder or hub id; the packaged ones when left out")
-    r.add_argument("--int8", action="store_true", help="weights in eight bits, on the CPU")
+    r.add_argument("--weights", help="a weights folder or hub id (default: the packaged weights)")
+    r.add_argument("--int8", action="store_true", help="eight-bit weights, on the CPU")
     add_flags(r)
     return r
 
