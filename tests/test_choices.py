@@ -23,7 +23,7 @@ def test_each_field_is_a_flag_with_its_type_default_and_help(command, capsys):
         parser().parse_args([command[0], "--help"])
     said = " ".join(capsys.readouterr().out.split())
     for f in fields(Decoding):
-        assert choice_of(f).help in said and f"({f.default} when left out)" in said
+        assert choice_of(f).help in said and f"(default: {f.default})" in said
 
 
 def test_a_value_out_of_range_is_one_line_from_the_command_line(tmp_path, capsys):

@@ -55,34 +55,34 @@ def checked(f: Field, value: Any) -> Any:
 # %% ../../nbs/reading/choices.ipynb #82b96975
 @dataclass(frozen=True)
 class Decoding:
-    "How tokens are chosen. Raises ValueError in one line for choices that do not go together."
+    "How tokens are chosen. Raises ValueError in one line for choices that exclude each other."
 
     beam: int = choice(
-        1, "width of a beam search; 1: the most probable token at each step, or samples", 1, 64,
+        1, "beam width; 1: the most probable token at each step, or sampling", 1, 64,
         label="Beam width", offered=(2, 8, 1), start=4,
     )  # fmt: skip
     temperature: float = choice(
-        0.0, "sample tokens at this temperature; 0: no samples", 0, 100,
+        0.0, "sampling temperature; 0: no sampling", 0, 100,
         label="Temperature", offered=(0.05, 2, 0.05), start=1,
     )  # fmt: skip
     top_k: int = choice(
-        0, "sample from the K most probable tokens; 0: from all", 0, 10_000, label="Top k (0: all)", offered=(0, 50, 1)
+        0, "sample from the K most probable tokens; 0: from all tokens", 0, 10_000, label="Top k (0: all)", offered=(0, 50, 1)
     )
     top_p: float = choice(
-        1.0, "sample from the most probable tokens that hold this share", 0, 1, label="Top p", offered=(0.05, 1, 0.05)
+        1.0, "sample from the most probable tokens whose probabilities add up to this", 0, 1, label="Top p", offered=(0.05, 1, 0.05)
     )
     grammar: str = choice(
-        "none", "shape: legal tokens only; time: also bars that add up", values=("none", "shape", "time"),
+        "none", "restrict tokens to legal ones (shape), and bars to those that add up (time)", values=("none", "shape", "time"),
         label="Grammar", offered=("none", "shape", "time"),
     )  # fmt: skip
-    seed: int = choice(0, "of samples", 0, 2**53, label="Seed")
-    max_tokens: int = choice(1024, "of one line of music", 1, 100_000)
+    seed: int = choice(0, "seed of sampling", 0, 2**53, label="Seed")
+    max_tokens: int = choice(1024, "maximum number of tokens of one line of music", 1, 100_000)
     second_look: int = choice(
-        8, "width of the beam that reads bars again which do not add up; 0: they stay", 0, 64,
+        8, "beam width for re-reading bars that do not add up; 0: leave them", 0, 64,
         label="Second look", hint="at bars that do not add up", offered=(False, True),
     )  # fmt: skip
     shifts: int = choice(
-        2, "places on the grid of patches at which each line is shown, to read the mean; 1 is fastest, 4 reads best",
+        2, "positions on the patch grid to average over: 1, 2, 3 or 4; 1 is fastest, 4 most accurate",
         1, 4, label="Looks", hint="moved and averaged; more is slower", offered=(1, 2, 4),
     )  # fmt: skip
 
@@ -90,15 +90,15 @@ class Decoding:
         for f in fields(self):
             object.__setattr__(self, f.name, checked(f, getattr(self, f.name)))
         if self.beam > 1 and self.temperature > 0:
-            raise ValueError(f"beam {self.beam}, temperature {self.temperature:g}; a beam goes without samples")
+            raise ValueError(f"beam {self.beam}, temperature {self.temperature:g}; beam search works without sampling")
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
-            raise ValueError(f"top_k {self.top_k}, top_p {self.top_p:g} narrow samples; give a temperature above 0")
+            raise ValueError(f"top_k {self.top_k}, top_p {self.top_p:g} have an effect only with sampling; give a temperature above 0")
         if self.top_p == 0:
             raise ValueError("top_p 0: expected a number above 0 and up to 1")
 
     @property
     def looks_twice(self) -> bool:
-        "A sample stays what it is, and under a grammar the reader could not have written otherwise."
+        "A sample stays as it is, and under a grammar the model could not have written anything else."
         return self.second_look > 0 and self.temperature == 0 and self.grammar == "none"
 
 
@@ -110,7 +110,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     "A flag for each field of `Decoding`."
     for name, f in CHOICES.items():
         metavar = "NAME" if f.type is str else "N" if f.type is int else "X"
-        said = f"{choice_of(f).help} ({f.default} when left out)"
+        said = f"{choice_of(f).help} (default: {f.default})"
         parser.add_argument(f"--{name.replace('_', '-')}", type=f.type, default=f.default, metavar=metavar, help=said)
 
 
