@@ -1138,6 +1138,12 @@ def test_practice_on_a_folder_of_pictures_and_lmx(tmp_path, shards, model, capsy
     assert len(lines) == 2 and {"term/TED", "term/LEN", "term/brief"} <= set(lines[0])
     samples = [json.loads(x) for x in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert {x["reference"] for x in samples} <= {p.read_text() for p in (tmp_path / "pairs").glob("*.lmx")}
+    texts = [(tmp_path / "pairs" / f"{i}.lmx").read_text() for i in range(4)]
+    records = [{"image": f"pairs/{i}.png", "lmx": text} for i, text in enumerate(texts)]
+    (tmp_path / "pairs.json").write_text(json.dumps(records))
+    assert main([*call, *rewards, "--data", "pairs.json", "--out", "again", "--steps", "1"]) == 0
+    (line,) = (json.loads(x) for x in capsys.readouterr().out.splitlines())
+    assert {"term/TED", "term/brief"} <= set(line) and (tmp_path / "again" / "weights" / "model.safetensors").exists()
     (tmp_path / "nothing").mkdir()
     for data in ("nothing", "missing"):
         assert main([*call, "--data", data]) == 2
