@@ -66,14 +66,15 @@ class Decoding:
         label="Temperature", offered=(0.05, 2, 0.05), start=1,
     )  # fmt: skip
     top_k: int = choice(
-        0, "sample from the K most probable tokens; 0: from all tokens", 0, 10_000, label="Top k (0: all)", offered=(0, 50, 1)
+        0, "sample from the K most probable tokens; 0: from all", 0, 10_000, label="Top k (0: all)", offered=(0, 50, 1)
     )
     top_p: float = choice(
-        1.0, "sample from the most probable tokens whose probabilities add up to this", 0, 1, label="Top p", offered=(0.05, 1, 0.05)
-    )
+        1.0, "sample from the most probable tokens whose probabilities add up to this", 0, 1,
+        label="Top p", offered=(0.05, 1, 0.05),
+    )  # fmt: skip
     grammar: str = choice(
-        "none", "restrict tokens to legal ones (shape), and bars to those that add up (time)", values=("none", "shape", "time"),
-        label="Grammar", offered=("none", "shape", "time"),
+        "none", "restrict tokens to legal ones (shape), and bars to those that add up (time)",
+        values=("none", "shape", "time"), label="Grammar", offered=("none", "shape", "time"),
     )  # fmt: skip
     seed: int = choice(0, "seed of sampling", 0, 2**53, label="Seed")
     max_tokens: int = choice(1024, "maximum number of tokens of one line of music", 1, 100_000)
@@ -90,9 +91,9 @@ class Decoding:
         for f in fields(self):
             object.__setattr__(self, f.name, checked(f, getattr(self, f.name)))
         if self.beam > 1 and self.temperature > 0:
-            raise ValueError(f"beam {self.beam}, temperature {self.temperature:g}; beam search works without sampling")
+            raise ValueError(f"beam {self.beam}, temperature {self.temperature:g}: choose beam search or sampling")
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
-            raise ValueError(f"top_k {self.top_k}, top_p {self.top_p:g} have an effect only with sampling; give a temperature above 0")
+            raise ValueError(f"top_k {self.top_k}, top_p {self.top_p:g} need sampling; give a temperature above 0")
         if self.top_p == 0:
             raise ValueError("top_p 0: expected a number above 0 and up to 1")
 
