@@ -1,6 +1,7 @@
 """What mkdocs needs to know of this repository: notebooks as pages, links that work in both places, math as MathML."""
 
 import html
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "DESIGN.md", "SECURITY.md", "examples/README.md")
-BESIDE = ("nbs/**/*.ipynb", "nbs/*.md", "lab/**/*.md", "lab/**/*.png", "assets/*.png", "examples/*.png")
+BESIDE = ("nbs/**/*.ipynb", "nbs/*.md", "lab/**/*.md", "lab/**/*.png", "assets/*.png", "assets/*.jpg", "examples/*.png")
 ROOMS = ("notation", "page", "train", "data", "nn", "reading", "audio", "tasks")  # as in DESIGN.md
 LAB = [
     {"Lab notebook": "nbs/lab.md"},
@@ -31,12 +32,23 @@ def beside() -> list[str]:
     return [name for name in names if not any(part.startswith(("_", ".")) for part in Path(name).parts)]
 
 
+def heading(name: str) -> str:
+    "The first heading of a notebook."
+    cells = json.loads((ROOT / name).read_text(encoding="utf-8"))["cells"]
+    text = next("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    return text.splitlines()[0].lstrip("# ")
+
+
 def chapters() -> list:
-    "The navigation of the notebooks: numbered chapters, single rooms, then one section for each folder."
+    "The navigation of the notebooks: numbered chapters, one section for each folder, then the single rooms."
     names = [Path(name).relative_to("nbs") for name in beside() if name.endswith(".ipynb")]
-    top = [f"nbs/{p}" for p in names if len(p.parts) == 1]
+    numbered = [p for p in names if p.name[0].isdigit()]
     rooms = sorted({p.parts[0] for p in names if len(p.parts) > 1}, key=lambda room: (*ROOMS, room).index(room))
-    return [*top, *({f"{room}/": [f"nbs/{p}" for p in names if p.parts[0] == room]} for room in rooms)]
+    found = [{f"{p.name[:2]} {heading(f'nbs/{p}')}": f"nbs/{p}"} for p in numbered]
+    for room in rooms:
+        found.append({f"{room}/": [{p.stem: f"nbs/{p}"} for p in names if len(p.parts) > 1 and p.parts[0] == room]})
+    single = [{p.stem: f"nbs/{p}"} for p in names if len(p.parts) == 1 and p not in numbered]
+    return [*found, {"single notebooks": single}]
 
 
 def on_config(config):
@@ -66,7 +78,7 @@ def in_repository(target: str, page_path: str, config) -> str:
     "The address of a file that the site does not show."
     here = page_path if (ROOT / page_path).is_file() else f"docs/{page_path}"
     path = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
-    return f"{config.repo_url.rstrip('/')}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
+    return f"{config.extra['repository']}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -94,12 +106,26 @@ def on_page_content(content, page, config, files):
             return in_repository(found[1], page.file.src_uri, config) + (found[2] or "")
         return files.get_file_from_path(path).url_relative_to(page.file) + (found[2] or "")
 
-    content = HREF.sub(moved, OUTSIDE.sub("", content))
+    content = shown(HREF.sub(moved, OUTSIDE.sub("", content)))
     parts, at = [], 0
     for kept in NO_MATH.finditer(content):
         parts += [equations(content[at : kept.start()]), kept[0]]
         at = kept.end()
     return "".join([*parts, equations(content[at:])])
+
+
+def shown(content: str) -> str:
+    "A notebook without its cells for nbdev alone; imports are folded."
+    first, *cells = re.split(r"(?=<div class=\"jp-Cell )", content)
+    kept = [first]
+    for i, cell in enumerate(cells):
+        text = re.sub(r"<[^>]+>", "", cell.partition("<pre>")[2].partition("</pre>")[0]).strip()
+        if re.match(r"#\| *(default_exp|hide)\b", text) and i + 1 < len(cells):
+            continue
+        if re.match(r"(#\| *\w+\s+)*(import|from) ", text) and "jp-OutputArea" not in cell and i + 1 < len(cells):
+            cell = f"<details><summary>Imports</summary>{cell}</details>"
+        kept.append(cell)
+    return "".join(kept)
 
 
 def equations(text: str) -> str:
