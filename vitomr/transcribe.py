@@ -700,7 +700,7 @@ class Transcriber:
 
     def read(
         self,
-        source,  # a path of a picture or PDF, open `Pages`, a `Document` to read again, or what `to_gray` takes
+        source,  # a path, open `Pages`, what `to_gray` takes, or a `Document`: its lines are read again, no file opened
         *,
         pages: Sequence[int] | str | None = None,  # from 0, or text as in 1-3; all when left out
         boxes: dict[int, Sequence[Sequence[float]]] | None = None,  # page from 0 → x0, y0, x1, y1 px, level
