@@ -96,6 +96,9 @@ def _unmark(measure: ET.Element) -> None:
             measure.remove(d)
     for note in measure.iterfind(f"note[@color='{MARK_COLOUR}']"):
         del note.attrib["color"]
+    for signature in measure.iterfind(f"attributes/time[@color='{MARK_COLOUR}']"):  # inferred, not on the page
+        del signature.attrib["color"]
+        signature.set("print-object", "no")
 
 # %% ../../nbs/notation/finish.ipynb #ea27ede9
 ORDER = ("work", "movement-number", "movement-title", "identification", "defaults", "credit", "part-list", "part")

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'MAX_LEVEL', 'SMALLER', 'LONGEST', 'LARGEST', 'STRIP', 'FAINT', 'SCALES', 'MIN_ANSWER', 'MIN_STRIPS',
-           'FAINTER', 'BRIDGE', 'LEAST_BEND', 'MOST_BEND', 'TIP', 'ABOVE', 'BELOW', 'Level', 'Staff', 'Join', 'Part',
-           'System', 'Page', 'find_systems', 'crop', 'with_boxes', 'outline_iou', 'match_outlines']
+           'FAINTER', 'BRIDGE', 'WHOLE', 'LEAST_BEND', 'MOST_BEND', 'TIP', 'ABOVE', 'BELOW', 'Level', 'Staff', 'Join',
+           'Part', 'System', 'Page', 'find_systems', 'crop', 'bar_lines', 'n_bars_printed', 'with_boxes', 'outline_iou',
+           'match_outlines']
 
 # %% ../../nbs/page/systems.ipynb #f9d5aa0d
 import math
@@ -353,6 +354,7 @@ def _upright(
     return total / len(dark)
 
 # %% ../../nbs/page/systems.ipynb #b7ac0001
+WHOLE = 0.98  # of the height of a part, at least, is dark where a bar line stands
 LEAST_BEND, MOST_BEND = 0.2, 1.2  # staff spaces; a shadow or the edge of the paper sways more than a brace
 TIP = 0.12  # staff spaces
 
@@ -689,6 +691,33 @@ def crop(
     matrix = done.matrix.copy()
     matrix[:, 2] -= matrix[:, :2] @ [a, b]
     return replace(done, matrix=matrix)
+
+# %% ../../nbs/page/systems.ipynb #b0a7c002
+def bar_lines(
+    page: Page,
+    system: System,
+) -> list[float]:  # x of each, px of the level page, the line at the left end left out
+    "Where bar lines stand in all parts of a system at once; double lines and repeats count once. None without staves."
+    if not system.staves:
+        return []
+    first, last = min(s.x0 for s in system.staves), max(s.x1 for s in system.staves)
+    a, b = round(first) + 3 * SPACE, min(page.img.shape[1], round(last) + SPACE // 2)
+    shared = np.ones(max(0, b - a), bool)
+    for part in system.parts:
+        rows = page.img[round(part.staves[0].top) : round(part.staves[-1].bottom) + 1, a:b]
+        dark = cv2.erode(rows, np.ones((1, 3), np.uint8)) < max(s.ink for s in part.staves)
+        found = (_upright(dark, 1.0) > WHOLE).astype(np.uint8)
+        shared &= cv2.dilate(found[None], np.ones((1, 3 * SPACE // 4), np.uint8))[0].astype(bool)
+    return [a + (x + y) / 2 for x, y in _runs(shared, SPACE)]
+
+
+def n_bars_printed(page: Page, system: System) -> int | None:
+    "How many bars its bar lines make; None where there is but one staff, whose stems look like them."
+    if len(system.staves) < 2 or not all(p.staves for p in system.parts):
+        return None
+    found, last = bar_lines(page, system), max(s.x1 for s in system.staves)
+    is_closed = bool(found) and last - found[-1] < 2.5 * SPACE
+    return len(found) + (not is_closed)
 
 # %% ../../nbs/page/systems.ipynb #48171e4e
 def with_boxes(
