@@ -6,8 +6,8 @@
 __all__ = ['SHEET', 'MAKERS', 'SUFFIXES', 'ONE_LINE', 'MOST_SPACES', 'BATCH_PATCHES', 'BATCH_LINES', 'T', 'ODDS', 'PACKAGED',
            'MAX_PATCHES', 'TRUTH_SUFFIXES', 'MAX_TRUTH_BYTES', 'MAX_TRUTH_TOKENS', 'MAX_SCORE_TOKENS', 'Savable',
            'Transcription', 'SystemReading', 'PageReading', 'Document', 'writer_of', 'batches', 'look_again',
-           'Encoding', 'recalled', 'write_lines', 'write_pictures', 'write_words', 'Progress', 'weights_folder',
-           'Transcriber', 'read_truth_of_parts', 'read_truth']
+           'Encoding', 'recalled', 'write_lines', 'write_pictures', 'BarCount', 'read_bars', 'agree', 'write_words',
+           'Progress', 'weights_folder', 'Transcriber', 'read_truth_of_parts', 'read_truth']
 
 # %% ../nbs/05_transcribe.ipynb #e54eadaa
 import re
@@ -26,7 +26,7 @@ import torch
 import vitomr
 from .data.batches import PATCH, pad_pictures
 from .decoder import Reader, WeightsError, load_reader
-from .nn.decoding import SHIFTS, Averaged, Sampler, Writer, beam_steps, finish, likeliest, score, stream
+from .nn.decoding import SHIFTS, Averaged, Rules, Sampler, Writer, beam_steps, finish, likeliest, score, stream
 from .nn.kernels import quantise
 from .notation.engrave import from_verovio, midi_bytes
 from .notation.finish import finish_score
@@ -43,10 +43,10 @@ from vitomr.notation.lmx import (
     to_musicxml,
 )
 from .notation.score import MUSICXML_SUFFIXES, ScoreError, musicxml_bytes, mxl_bytes
-from .page.assemble import Assembled, Line, assemble, match_parts, notes_of_line
+from .page.assemble import Assembled, Line, agree_on_bars, assemble, match_parts, notes_of_line
 from .page.documents import Pages, page_numbers
 from .page.staves import Normalised, NoStaffError, PictureError, map_points, normalise, open_picture
-from .page.systems import Page, crop, find_systems, with_boxes
+from .page.systems import Page, crop, find_systems, n_bars_printed, with_boxes
 from vitomr.page.words import (
     MISSING,
     Head,
@@ -159,6 +159,7 @@ class SystemReading:
     box: tuple[int, int, int, int]  # x0, y0, x1, y1 px of the level page
     outline: np.ndarray  # (N, 2) px of the picture given
     lines: list[Transcription]
+    n_bars: int | None = None  # that its bar lines make; None where they are not clear
 
 
 @dataclass
@@ -209,7 +210,7 @@ class Document(Savable):
     def assembled(self) -> Assembled:
         "The score, and where each bar and note of it was read. Systems are numbered as in `systems`."
         numbers = [p.number - 1 for p in self.pages for _ in p.systems]
-        made = assemble([[Line(x.tokens, x.n_staves) for x in s.lines] for s in self.systems], numbers)
+        made = assemble([[Line(x.tokens, x.n_staves, s.n_bars) for x in s.lines] for s in self.systems], numbers)
         write_words(self, made.score, made.notes)
         return made
 
@@ -301,7 +302,7 @@ def _found(transcriber: "Transcriber", reading: PageReading, boxes=None) -> Page
             cut = crop(page, part, space=space)
             line = Transcription([], [], _checked(cut.img), n_staves=part.n_staves, box=part.box, matrix=cut.matrix)
             lines.append(line)
-        systems.append(SystemReading(system.box, page.outline(system.box), lines))
+        systems.append(SystemReading(system.box, page.outline(system.box), lines, n_bars_printed(page, system)))
     return replace(reading, page=page, found=page, systems=systems)
 
 
@@ -356,12 +357,12 @@ def batches(
 _MEASURE = VOCABULARY.index("measure")
 
 
-def _steps(model: Writer, lines: list[Transcription], pixels: torch.Tensor, mask: torch.Tensor, how: Decoding, memory):
+def _steps(model: Writer, lines: list[Transcription], pixels, mask: torch.Tensor, how: Decoding, memory, limits=None):
     "Token by token; tell each bar before the next begins, and each line when it is done."
     rules = _rules(how)
     columns = stream(
         model, pixels, mask, Sampler(how.temperature, how.top_k, how.top_p), max_tokens=how.max_tokens, memory=memory,
-        rules=rules and rules.tracker(len(lines), budget=how.max_tokens),
+        rules=limits or (rules and rules.tracker(len(lines), budget=how.max_tokens)),
         generator=torch.Generator().manual_seed(how.seed),
     )  # fmt: skip
     for line in lines:
@@ -540,6 +541,61 @@ def write_pictures(
             line.encoding = None
     return lines
 
+# %% ../nbs/05_transcribe.ipynb #ba5e0002
+class BarCount:
+    "Rules for rows that must have so many bars: the last bar may not end before, the next may not begin after."
+
+    def __init__(self, n_bars: Sequence[int], rules: Rules | None = None):  # of each row; rules that hold as well
+        self.left, self.rules = np.asarray(n_bars), rules
+
+    def mask(self) -> np.ndarray:  # bool (R, V)
+        free = np.ones((len(self.left), len(VOCABULARY)), bool)
+        legal = free if self.rules is None else np.array(self.rules.mask())
+        fits = legal.copy()
+        fits[self.left <= 0, _MEASURE] = False
+        fits[self.left > 0, EOS_ID] = False
+        return np.where(fits.any(1, keepdims=True), fits, legal)  # the grammar decides where nothing would be left
+
+    def advance(self, ids) -> None:
+        self.left = self.left - (np.asarray(ids) == _MEASURE)
+        if self.rules is not None:
+            self.rules.advance(ids)
+
+    def keep(self, rows) -> None:
+        self.left = self.left[np.asarray(rows)]
+        if self.rules is not None:
+            self.rules.keep(rows)
+
+# %% ../nbs/05_transcribe.ipynb #ba5e0003
+def _share_right(tokens: Sequence[str]) -> float:
+    bars = bar_sums(tokens)
+    return sum(b.adds_up for b in bars) / max(1, len(bars))
+
+
+@torch.inference_mode()
+def read_bars(transcriber: "Transcriber", line: Transcription, n_bars: int, how: Decoding = USUAL) -> bool:
+    "Read a line again, in place, with so many bars. False where that reading ends too late or fits the time less."
+    model, rules = writer_of(transcriber.model, how.shifts), _rules(how)
+    pixels, mask = (x.to(transcriber.device) for x in pad_pictures([line.picture]))
+    again = replace(line, tokens=[], logp=[])
+    limits = BarCount([n_bars], rules and rules.tracker(1, budget=how.max_tokens))
+    for _ in _steps(model, [again], pixels, mask, how, _encoded(model, [again], pixels, mask, how.shifts), limits):
+        pass
+    is_better = again.tokens.count("measure") == n_bars and not again.truncated
+    if is_better and _share_right(again.tokens) >= _share_right(line.tokens):
+        line.tokens, line.logp, line.n_again = again.tokens, again.logp, line.n_again + 1
+        return True
+    return False
+
+
+def agree(transcriber: "Transcriber", system: SystemReading, how: Decoding = USUAL) -> Iterator[Transcription]:
+    "Read the lines again whose number of bars differs from that of their system; yields those that changed."
+    n_bars = agree_on_bars([Line(x.tokens) for x in system.lines], system.n_bars)
+    for line in system.lines:
+        if len(system.lines) > 1 and line.tokens and line.tokens.count("measure") != n_bars:
+            if read_bars(transcriber, line, n_bars, how):
+                yield line
+
 # %% ../nbs/05_transcribe.ipynb #7b24a9d1
 def _heads(transcriber: "Transcriber", line: Transcription) -> list[Head]:
     "Where the notes of a line stand on the level page, by what the reader looked at."
@@ -635,6 +691,9 @@ def _read(
         for rows in batches(lines, lambda line: line.picture.shape):
             for kind, line in write_lines(transcriber, rows, how):
                 yield Progress(kind, done, page, line)
+        for system in page.systems:
+            for line in agree(transcriber, system, how):
+                yield Progress("again", done, page, line)
         if words:
             _read_words(transcriber, page, is_first=len(done.pages) == 1)
         for line in () if keep else lines:
