@@ -24,6 +24,7 @@ import resvg_py
 import verovio
 
 from .fonts import FONTS, TEXT_FONTS
+from .repeats import unrolled
 from .score import ScoreError, as_score, check_score, parse_xml
 from ..sandbox import sandboxed
 
@@ -115,8 +116,12 @@ def render_svg(
 def midi_bytes(
     score: ET.Element,  # <score-partwise>
 ) -> bytes:
-    "A score as a standard MIDI file. Raises `ScoreError` when Verovio cannot read it."
-    return from_verovio(score, "midi")["midi"]
+    "A score as a standard MIDI file, repeats played. Raises `ScoreError` when Verovio cannot read it."
+    try:
+        played = unrolled(as_score(score) if score.tag == "part" else score)
+    except ValueError as e:
+        raise ScoreError(str(e)) from None
+    return from_verovio(played, "midi")["midi"]
 
 # %% ../../nbs/notation/engrave.ipynb #fc3b7c3e
 IN_TEXT = (  # SMuFL ranges that text can ask for
