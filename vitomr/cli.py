@@ -237,8 +237,8 @@ def _transcribe_file(
     for out in outs:
         reading.save(out)
     faults = [p.fault for p in reading.pages if p.fault]
-    told = f"{len(reading.pages)} pages, {len(reading.systems)} systems, {reading.n_bars} bars, {reading.n_minor} mended"
-    return f"{', '.join(map(str, outs))}: {told}" + (f"; {len(faults)} pages without music" if faults else "")
+    told = f"{len(reading.pages)} pages, {len(reading.systems)} systems, {reading.n_bars} bars, {reading.n_minor} errors repaired"
+    return f"{', '.join(map(str, outs))}: {told}" + (f"; {len(faults)} pages without music found" if faults else "")
 
 
 def _transcribe_all(outs: dict[Path, list[Path]], n_jobs: int, options: dict) -> int:
