@@ -21,7 +21,8 @@ LAB = [
 ]
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?(?=\))")
 HREF = re.compile(r'(?<= href=")(?!\w+:|#|/)([^"#]+)(#[^"]*)?(?=")')
-NO_MATH = re.compile(r"(<(pre|code|script|style|svg|table)\b.*?</\2>)", re.S)
+CELL = re.compile(r'(?=<div class="jp-Cell jp-(?:MarkdownCell|CodeCell[^>]*>\s*<div class="jp-Cell ))')
+NO_MATH = re.compile(r"(<(pre|code|script|style|svg)\b.*?</\2>)", re.S)
 OUTSIDE = re.compile(r"<script\b(?:(?!</script>).)*?https?://.*?</script>", re.S)
 
 
@@ -116,14 +117,14 @@ def on_page_content(content, page, config, files):
 
 def shown(content: str) -> str:
     "A notebook without its cells for nbdev alone; imports are folded."
-    first, *cells = re.split(r"(?=<div class=\"jp-Cell )", content)
+    first, *cells = CELL.split(content)
     kept = [first]
     for i, cell in enumerate(cells):
         text = re.sub(r"<[^>]+>", "", cell.partition("<pre>")[2].partition("</pre>")[0]).strip()
         if re.match(r"#\| *(default_exp|hide)\b", text) and i + 1 < len(cells):
             continue
         if re.match(r"(#\| *\w+\s+)*(import|from) ", text) and "jp-OutputArea" not in cell and i + 1 < len(cells):
-            cell = f"<details><summary>Imports</summary>{cell}</details>"
+            cell = f"<details class=imports><summary>Imports</summary>{cell}</details>"
         kept.append(cell)
     return "".join(kept)
 
