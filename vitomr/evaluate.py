@@ -157,7 +157,7 @@ def pieces_of_dataset(
         yield piece_of(transcriber, items[i])
 
 # %% ../nbs/04_evaluate.ipynb #2932724d
-CHUNK = 64  # pieces that are read before the next are prepared
+CHUNK = 32  # pieces that are read before the first of them is told
 
 
 def read_pieces(
