@@ -85,6 +85,17 @@ def parser() -> argparse.ArgumentParser:
     s.set_defaults(run=data_stats)
     c = d.add_parser("check", parents=[known], help="name each broken file; exit status 1 if there are any")
     c.set_defaults(run=data_check)
+    q = d.add_parser("questions", help="write pictures with questions and exact answers, as JSON lines")
+    q.add_argument("--of", choices=("shapes", "music"), required=True, help="drawn shapes, or engraved systems of --source")
+    q.add_argument("--task", default="counting", help="counting, grounding, detection, ocr (music only); or several, as in"
+                   " counting,grounding")  # fmt: skip
+    q.add_argument("--source", help="for music: a zip or folder of MusicXML files, or music21")
+    q.add_argument("--split", default="train", choices=("train", "dev", "test"), help="for music: which songs")
+    q.add_argument("--count", type=int, required=True, help="number of questions")
+    q.add_argument("--seed", type=int, default=0)
+    q.add_argument("-o", "--out", type=Path, required=True, help="the .jsonl file; pictures are written beside it")
+    q.set_defaults(run=data_questions)
+
     g = d.add_parser("download", help="download a dataset by name; resumes if interrupted")
     g.add_argument("name", help="name, as in vitomr data list")
     g.add_argument("--out", type=Path, required=True, help="folder; the dataset is written below it, under its name")
@@ -92,12 +103,14 @@ def parser() -> argparse.ArgumentParser:
     g.set_defaults(run=data_download)
 
     r = commands.add_parser("train", help="train the model of a chapter; resumes if interrupted")
-    r.add_argument("chapter", nargs="?", default="decoder", help="decoder (a reader, when left out), mae, grpo or audio")
-    r.add_argument("--preset", default="tiny", help="smoke, tiny or base; for grpo also notes; for audio smoke, chorales or rounds")
+    r.add_argument("chapter", nargs="?", default="decoder", help="decoder (a reader, when left out), mae, grpo, audio, vlm or tasks")
+    r.add_argument("--preset", default="tiny", help="smoke, tiny or base; for grpo also notes; for audio smoke,"
+                   " chorales or rounds; for vlm smoke or tiny")  # fmt: skip
     r.add_argument(
         "--data", type=Path, required=True, action="append",
         help="a folder of shards, or several: --data A --data B; for mae also folders of pictures; for grpo also one"
-        " dataset (a folder of png and lmx, JSON records), or with --set target=consensus one folder of scans",
+        " dataset (a folder of png and lmx, JSON records), or with --set target=consensus one folder of scans; for vlm,"
+        " tasks, and with a --policy that answers questions, questions as .json or .jsonl",
     )  # fmt: skip
     r.add_argument("--out", type=Path, required=True, help="the run folder")
     r.add_argument("--steps", type=int, help="number of updates (default: the preset's)")
@@ -120,7 +133,8 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--reward", action="append", metavar="NAME", help="grpo: vitomr, notes, acai-code, or your own as"
                    " module:function; several times for several")  # fmt: skip
     r.add_argument("--reward-weight", action="append", type=float, metavar="W", help="grpo: of each --reward, in order")
-    r.add_argument("--policy", metavar="MODULE:FACTORY", help="grpo: your own policy, made by a function; with --reward")
+    r.add_argument("--policy", help="grpo: a vision-language model, as hub id or folder; or your own policy, as"
+                   " module:factory, with --reward")  # fmt: skip
     r.add_argument("--tracker", help="grpo: trackio, wandb, tensorboard or another of accelerate, or your"
                    " own as module:Class, besides history.jsonl")  # fmt: skip
     r.set_defaults(run=train)
@@ -143,6 +157,10 @@ def parser() -> argparse.ArgumentParser:
     e.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     e.add_argument("--json", type=Path, help="also write all readings to this file")
     e.add_argument("--plots", type=Path, help="folder for plots of the errors")
+    e.add_argument("--task", choices=("counting", "grounding", "detection", "ocr", "answer", "all"),
+                   help="instead: answer the questions of this task in --data (.json or .jsonl)")  # fmt: skip
+    e.add_argument("--policy", help="with --task: a vision-language model, as hub id or folder (default: the reader)")
+    e.add_argument("--predictions", type=Path, help="with --task: also write all answers to this file, as JSON lines")
     e.set_defaults(run=evaluate)
     return p
 
@@ -342,6 +360,26 @@ def data_check(args) -> int:
     return int(n_bad > 0)
 
 
+def data_questions(args) -> None:
+    from vitomr.tasks.datasets import save_questions
+
+    tasks = args.task.split(",")
+    if args.count < 1:
+        raise ValueError(f"--count {args.count}: expected 1 or more")
+    if args.of == "shapes":
+        from vitomr.tasks.shapes import ShapeQuestions
+
+        questions = ShapeQuestions(tasks, args.count, args.seed)
+    else:
+        from vitomr.tasks.music import music_questions
+
+        if not args.source:
+            raise ValueError("--of music needs --source: a zip or folder of MusicXML files, or music21")
+        questions = music_questions(args.source, tasks, args.count, split=args.split, seed=args.seed)
+    save_questions(_progress(questions), args.out)
+    print(f"{args.out}: {args.count} questions")
+
+
 def data_download(args) -> None:
     from tqdm import tqdm
 
@@ -426,7 +464,8 @@ def train_grpo(args, on_log) -> None:
 
     from vitomr.train.runs import Tracker, tracker
 
-    run = _train_policy if args.policy else _train_reader
+    is_own = args.policy and ":" in args.policy and not Path(args.policy).exists()
+    run = (_train_policy if is_own else _train_vlm) if args.policy else _train_reader
     with tracker(args.tracker, "vitomr", folder=args.out) if args.tracker else nullcontext(Tracker()) as log:
         run(args, on_log=lambda line: (on_log(line), log(line)), on_samples=log.samples)
 
@@ -451,6 +490,46 @@ def _train_policy(args, **callbacks) -> None:
     (path,) = _one(args.data, "--data")
     data = load_records(path) if path.suffix.lower() in (".json", ".jsonl") else DatasetPictures(path, space=8.0)
     practise(policy, data, args.reward, reward_weights=args.reward_weight or None, cfg=cfg, run_dir=args.out, **callbacks)
+
+
+def _train_vlm(args, **callbacks) -> None:
+    "GRPO of a vision-language model on questions."
+    from vitomr.tasks.vlm import TaskConfig, train
+    from vitomr.train.loop import LoopConfig
+    from vitomr.train.settings import with_settings
+
+    loop = LoopConfig(steps=300, lr=1e-5, warmup=5, ema=0.9, weight_decay=0.0, log_every=1)
+    given = {**_loop_settings(args), **dict(_setting(s) for s in args.set)}
+    cfg = with_settings(TaskConfig(loop=loop), given)
+    (data,) = _one(args.data, "--data")
+    rewards = {"reward_funcs": args.reward, "reward_weights": args.reward_weight or None} if args.reward else {}
+    source = str(args.init or args.policy)
+    train(cfg, _task_reader(source) or source, data, args.out, **rewards, **callbacks)
+
+
+def _task_reader(folder: str):
+    "The music model with its task tokens, where a folder holds one."
+    from vitomr.tasks.music_model import TaskReader, answers_questions
+
+    return TaskReader.load(folder) if answers_questions(folder) else None
+
+
+def train_tasks(args, on_log) -> None:
+    "The music model learns to answer questions; its reading stays as it is."
+    from vitomr.tasks.music_model import train_tasks as fit_tasks
+
+    (data,) = _one(args.data, "--data")
+    settings = {**_loop_settings(args), **dict(_setting(s) for s in args.set)}
+    fit_tasks(data, args.out, init=args.init, settings=settings, on_log=on_log)
+
+
+def train_vlm(args, on_log) -> None:
+    "A supervised start on right answers, of a fresh small model or of a given one."
+    from vitomr.tasks.shapes import start_on
+
+    (data,) = _one(args.data, "--data")
+    settings = {**_loop_settings(args), **dict(_setting(s) for s in args.set)}
+    start_on(data, args.out, preset=args.preset, init=args.init and str(args.init), settings=settings, on_log=on_log)
 
 
 def _one(given: list, name: str) -> list:
@@ -507,7 +586,8 @@ def train_audio(args, on_log) -> None:
     practise(EXPERIMENTS[args.preset], args.out, **about, on_log=on_log)
 
 
-CHAPTERS = {"decoder": train_decoder, "mae": train_mae, "grpo": train_grpo, "audio": train_audio}
+CHAPTERS = {"decoder": train_decoder, "mae": train_mae, "grpo": train_grpo, "audio": train_audio, "vlm": train_vlm}
+CHAPTERS["tasks"] = train_tasks
 
 
 def _setting(text: str) -> tuple:
@@ -542,7 +622,33 @@ def export(args) -> None:
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
 
 
+def evaluate_task(args) -> None:
+    "Answers to questions, and the figures of each task."
+    from vitomr.tasks.datasets import load_questions
+    from vitomr.tasks.evaluate import answered, report, save_answers
+
+    questions = [q for q in load_questions(args.data) if args.task in (q.task, "all")][: args.limit]
+    if args.policy:
+        from vitomr.tasks.vlm import load_vlm
+
+        policy = _task_reader(args.policy) or load_vlm(args.policy)
+    else:
+        from vitomr.tasks.music import MusicAnswers
+
+        policy = MusicAnswers.from_pretrained(args.weights)
+    if not questions:
+        raise ValueError(f"{args.data}: no question of the task {args.task}")
+    rows = list(_progress(answered(policy, questions, temperature=args.temperature, max_actions=args.max_tokens)))
+    if args.predictions:
+        save_answers(rows, args.predictions)
+    print(report(rows))
+
+
 def evaluate(args) -> None:
+    if args.task:
+        return evaluate_task(args)
+    if args.policy or args.predictions:
+        raise ValueError("--policy and --predictions go with --task; the reader's readings are kept by --json")
     from vitomr.evaluate import FIGURES, load_readings, plot_all, read_pairs, report, save_readings
     from vitomr.transcribe import Transcriber
 
