@@ -21,6 +21,7 @@ import torch
 
 from ..data.corpora import open_corpus
 from ..data.synthesis import random_layout
+from ..data.vary import say_voices_and_stems
 from ..decoder import load_reader
 from ..grpo import PACKAGED
 from ..notation.engrave import engrave
@@ -100,6 +101,8 @@ def drawn_systems(
         try:
             with in_process():
                 usable = [p for p in parts(songs[k].load()) if p.n_staves <= 2 and p.n_measures]
+            for part in usable:
+                say_voices_and_stems(part.element)
         except Exception:  # whatever a damaged file leads to
             continue
         for _ in range(per_song if usable else 0):
@@ -225,29 +228,45 @@ def staves_of_system(
     return None
 
 
+def _ends(img: np.ndarray, staff: Staff, x0: float, x1: float) -> tuple[float, float]:
+    "How far the lines of a staff go on beyond its ends: a clef may hide where they begin."
+    rows = np.round(np.linspace(staff.top, staff.bottom, 5)).astype(int)
+    on = np.mean([(img[max(0, r - 1) : r + 2] < staff.ink).any(0) for r in rows], 0) > 0.7
+    left, right = max(0, round(x0)), min(len(on), round(x1))
+    while left > 0 and on[max(0, left - 3) : left].any():
+        left -= 1
+    while right < len(on) and on[right : right + 3].any():
+        right += 1
+    return float(left), float(right)
+
+
 def bars_in_picture(
     img: np.ndarray,  # uint8 (H, W), one system
     n_bars: int,
     n_staves: int,
 ) -> list[Box]:  # px of the picture, from the left; empty where no staves are found
     "The boxes of so many bars."
-    try:
-        normal = normalise(img)
-    except ValueError:  # too small to measure
-        normal = normalise(img, space_in=8.0, tilt=0.0)
-    seen = staves_of_system(normal.img, n_staves)
+    for given in ({}, {"space_in": 8.0, "tilt": 0.0}):  # the second for what is too small to measure
+        try:
+            normal = normalise(img, **given)
+            seen = staves_of_system(normal.img, n_staves)
+            break
+        except ValueError:
+            seen = None
     if seen is None or n_bars < 1:
         return []
     page, staves, shift, width = seen
     u, x0, x1 = staves[0].space, min(s.x0 for s in staves), max(s.x1 for s in staves)
-    if width is not None:
-        x0, x1 = 0.0, width * SPACE / page.space
+    x0, x1 = (0.0, width * SPACE / page.space) if width is not None else _ends(page.img, staves[0], x0, x1)
     score, at = bar_line_score(page.img, staves), np.arange(page.img.shape[1])
     score = np.where((at > x0 + 2.5 * u) & (at < x1 - 0.7 * u), score, -np.inf)
     cuts: list[int] = []
     while len(cuts) < n_bars - 1 and score.max() > -2:
-        cuts.append(int(score.argmax()))
-        score[abs(at - cuts[-1]) < 0.9 * u] = -np.inf
+        cut = int(score.argmax())
+        while cut + 1 < len(score) and score[cut + 1] > score.max() - 0.4:  # to its right edge
+            cut += 1
+        cuts.append(cut)
+        score[abs(at - cut) < 0.9 * u] = -np.inf
     edges, rows, found = [x0, *sorted(cuts), x1], (staves[0].top, staves[-1].bottom), []
     back = cv2.invertAffineTransform(np.asarray(normal.matrix, float))
     for left, right in zip(edges, edges[1:]):
