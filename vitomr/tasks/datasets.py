@@ -99,7 +99,7 @@ def _from_keys(record: Mapping) -> tuple[str, int | str]:
         raise ValueError(f"'problem' is {type(record['problem']).__name__}; expected text")
     return record["problem"], _solution(record["solution"])
 
-
+# %% ../../nbs/tasks/datasets.ipynb #59618b08
 def question_of(
     record: Any,  # one record of either layout
     folder: str | Path,  # that its paths start from

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Box', 'NOTES', 'COUNTED', 'bar_boxes', 'DrawnSystem', 'draw_system', 'drawn_systems', 'written', 'music_question',
-           'music_questions', 'bar_line_score', 'staves_of_system', 'bars_in_picture', 'MusicAnswers']
+           'music_questions', 'bar_line_score', 'staves_of_system', 'bars_in_picture', 'answer_from', 'MusicAnswers']
 
 # %% ../../nbs/tasks/music.ipynb #c085d7b4
 import copy
@@ -85,7 +85,7 @@ def draw_system(excerpt: ET.Element, rng: np.random.Generator, name: str = "") -
         raise ScoreError(f"{name or 'an excerpt'} of {len(boxes)} drawn bars: tokens and drawing do not agree")
     return DrawnSystem(drawn.img, tuple(line.tokens), tuple(boxes), name)
 
-
+# %% ../../nbs/tasks/music.ipynb #257c3108
 def drawn_systems(
     source: str | Path,  # see data.corpora.open_corpus
     split: str = "train",
@@ -146,7 +146,7 @@ def music_question(system: DrawnSystem, task: str, rng: np.random.Generator) -> 
         raise ValueError(f"unknown task {task!r} for music; choose from counting, grounding, detection, ocr")
     return Question(ask, answer, (system.img,), task, system.name)
 
-
+# %% ../../nbs/tasks/music.ipynb #171e7dc2
 def music_questions(
     source: str | Path,  # see data.corpora.open_corpus
     tasks: Sequence[str],  # in turn
@@ -239,7 +239,7 @@ def _ends(img: np.ndarray, staff: Staff, x0: float, x1: float) -> tuple[float, f
         right += 1
     return float(left), float(right)
 
-
+# %% ../../nbs/tasks/music.ipynb #60e8125f
 def bars_in_picture(
     img: np.ndarray,  # uint8 (H, W), one system
     n_bars: int,
@@ -275,6 +275,23 @@ def bars_in_picture(
         found.append(tuple(float(v) for v in (*corners.min(0), *corners.max(0))))
     return found
 
+# %% ../../nbs/tasks/music.ipynb #d5995084
+def answer_from(state: Question, tokens: Sequence[str]) -> str:
+    "What the reading and the picture say; empty for a question that is none of these."
+    ask = state.problem.lower()
+    if found := re.search(r"how many (bars|notes|staves)", ask):
+        return str(COUNTED[found[1]](list(tokens)))
+    if "lmx" in ask:
+        return " ".join(tokens)
+    if not re.search(r"where (is bar|are the bars)", ask):
+        return ""
+    n_bars = COUNTED["bars"](list(tokens))
+    boxes = bars_in_picture(np.asarray(state.pictures()[0].convert("L")), n_bars, COUNTED["staves"](tokens))
+    if found := re.search(r"bar (\d{1,4})", ask):
+        at = int(found[1]) - 1
+        return written(boxes[at : at + 1])[1:-1]
+    return written(boxes)
+
 # %% ../../nbs/tasks/music.ipynb #d3ec60a0
 class MusicAnswers:
     "The music reader, asked about a system."
@@ -308,23 +325,7 @@ class MusicAnswers:
 
     def rollout(self, states: Sequence[Question], n: int, how: Sampling, seed: int) -> Rollout:
         "The answer to each question, n times; `how` and `seed` change nothing."
-        texts = [self.answer(s, tokens) for s, tokens in zip(states, self.readings(states))]
+        texts = [answer_from(s, tokens) for s, tokens in zip(states, self.readings(states))]
         none = torch.zeros(len(states) * n, 1)
         actions = [[Answer.of((), f"<answer>{t}</answer>")] * n for t in texts]
         return Rollout(actions, Scored(none, none.bool()), none[:, 0].bool())
-
-    def answer(self, state: Question, tokens: Sequence[str]) -> str:
-        "What the reading and the picture say; empty for a question that is none of these."
-        ask = state.problem.lower()
-        if found := re.search(r"how many (bars|notes|staves)", ask):
-            return str(COUNTED[found[1]](list(tokens)))
-        if "lmx" in ask:
-            return " ".join(tokens)
-        if not re.search(r"where (is bar|are the bars)", ask):
-            return ""
-        n_bars = COUNTED["bars"](list(tokens))
-        boxes = bars_in_picture(np.asarray(state.pictures()[0].convert("L")), n_bars, COUNTED["staves"](tokens))
-        if found := re.search(r"bar (\d{1,4})", ask):
-            at = int(found[1]) - 1
-            return written(boxes[at : at + 1])[1:-1]
-        return written(boxes)

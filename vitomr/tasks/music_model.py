@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['N_PLACES', 'KINDS', 'DIGITS', 'PLACES', 'TASK_TOKENS', 'TASK_ID', 'N_ALL', 'number_ids', 'prompt_of', 'Form',
-           'masks_for', 'answer_ids', 'answer_of_ids', 'TaskReader', 'answers_questions', 'train_tasks']
+           'masks_for', 'answer_ids', 'answer_of_ids', 'answers_questions', 'TaskReader', 'train_tasks']
 
 # %% ../../nbs/tasks/music_model.ipynb #dd65492a
 import re
@@ -208,6 +208,30 @@ def _supervised(policy, states: Sequence[Question]) -> torch.Tensor:  # (B,) nat
     there = (tokens != PAD_ID) & ~asked.to(tokens.device)
     return ce.masked_fill(~there, 0.0).sum(1) / there.sum(1)
 
+# %% ../../nbs/tasks/music_model.ipynb #32cd01da
+def _save(policy, folder: str | Path) -> None:
+    "Write the reader, which every command can use, and beside it the second decoder."
+    save_reader(policy.reader, folder, dtype=torch.float32)
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in policy.get_parameters().items()}
+    save_file(tensors, Path(folder) / "tasks.safetensors")
+
+
+def _load(cls, folder: str | Path | None = None) -> "TaskReader":
+    "A saved one; from a reader's weights, or the packaged ones, a fresh one. Raises `WeightsError`."
+    path = Path(folder or PACKAGED) / "tasks.safetensors"
+    try:
+        decoder = load_file(path) if path.is_file() else None
+        return cls(load_reader(folder or PACKAGED), decoder)
+    except WeightsError:
+        raise
+    except Exception as e:  # damaged, or of another shape
+        raise WeightsError(f"{path} cannot be used: {str(e).splitlines()[0][:120]}") from None
+
+
+def answers_questions(folder: str | Path) -> bool:
+    "Does a weights folder hold a second decoder?"
+    return (Path(folder) / "tasks.safetensors").is_file()
+
 # %% ../../nbs/tasks/music_model.ipynb #c1b5e5ae
 class TaskReader:
     "A second decoder on the reader's encoder, as a `TokenPolicy` that answers questions about a system."
@@ -249,30 +273,7 @@ class TaskReader:
         told = {"name": state.name, "task": state.task, "problem": state.problem, "reference": str(state.solution)}
         return told | {"prediction": action.text}
 
-    rollout, score, supervised = _rollout, _score, _supervised
-
-    def save(self, folder: str | Path) -> None:
-        "Write the reader, which every command can use, and beside it the second decoder."
-        save_reader(self.reader, folder, dtype=torch.float32)
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self.get_parameters().items()}
-        save_file(tensors, Path(folder) / "tasks.safetensors")
-
-    @classmethod
-    def load(cls, folder: str | Path | None = None) -> "TaskReader":
-        "A saved one; from a reader's weights, or the packaged ones, a fresh one. Raises `WeightsError`."
-        path = Path(folder or PACKAGED) / "tasks.safetensors"
-        try:
-            decoder = load_file(path) if path.is_file() else None
-            return cls(load_reader(folder or PACKAGED), decoder)
-        except WeightsError:
-            raise
-        except Exception as e:  # damaged, or of another shape
-            raise WeightsError(f"{path} cannot be used: {str(e).splitlines()[0][:120]}") from None
-
-
-def answers_questions(folder: str | Path) -> bool:
-    "Does a weights folder hold a second decoder?"
-    return (Path(folder) / "tasks.safetensors").is_file()
+    rollout, score, supervised, save, load = _rollout, _score, _supervised, _save, classmethod(_load)
 
 # %% ../../nbs/tasks/music_model.ipynb #4f16e32b
 def train_tasks(

@@ -65,7 +65,7 @@ def plot_results(results: Mapping) -> plt.Figure:
         axes[0].text(0.02, 0.02 + 0.08 * i, arm, color=colour, fontsize=8, transform=axes[0].transAxes)
     return fig
 
-
+# %% ../../nbs/tasks/shapes.ipynb #9491b904
 def plot_rewards(results: Mapping) -> plt.Figure:
     "Loss of the start, and the rewards of GRPO step by step."
     fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.4), layout="constrained")
@@ -203,7 +203,7 @@ EXPERIMENTS = {
 }  # fmt: skip
 PROMPT = Prompt("plain", "answer", "none")
 
-
+# %% ../../nbs/tasks/shapes.ipynb #b5d7b6ab
 def fresh_policy(size: Experiment, seed: int = 0) -> VLMPolicy:
     "A model that knows nothing yet."
     return VLMPolicy(*small_vlm(size.shape, WORDS, seed), prompt=PROMPT, max_actions=32)
