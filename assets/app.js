@@ -1,9 +1,113 @@
-// The page's own script: bars that light up on both sides, playing, looks, boxes. No library, no network.
+// The page's own script: files, bars that light up on both sides, corrections, playing, looks, boxes. No library, no
+// network. What the server is to know goes through fields that nobody sees.
 (() => {
   "use strict";
   const SVG = "http://www.w3.org/2000/svg";
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const score = () => document.querySelector("#score .sheet");
+  const one = (selector, root = document) => root.querySelector(selector);
+  const score = () => one("#score .rows");
+
+  function tell(name, text) {
+    const field = one(`#${name} textarea, #${name} input`);
+    if (!field || field.value === text) return;
+    field.value = text;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
+  // Files: dropped, pasted, chosen or photographed, they go into the one field that uploads.
+
+  function hand(files) {
+    const field = one("#picture input[type=file]"), [file] = files;
+    if (!field || !file) return;
+    const carried = new DataTransfer();
+    carried.items.add(file);
+    field.files = carried.files;
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+  }
+
+  const camera = {
+    async open() {
+      let stream;
+      try {
+        stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: 1920 } });
+      } catch (e) {
+        one("#drop .ways span").textContent = "There is no camera, or it may not be used here.";
+        return;
+      }
+      const box = document.createElement("dialog"), video = document.createElement("video");
+      box.className = "camera";
+      box.innerHTML = '<p><button type="button" class="shoot">Take the photo</button><button type="button" class="shut">Close</button></p>';
+      video.srcObject = stream;
+      video.autoplay = video.muted = video.playsInline = true;
+      box.prepend(video);
+      document.body.append(box);
+      box.onclose = () => {
+        for (const t of stream.getTracks()) t.stop();
+        box.remove();
+      };
+      one(".shut", box).onclick = () => box.close();
+      one(".shoot", box).onclick = () => {
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+        canvas.getContext("2d").drawImage(video, 0, 0);
+        canvas.toBlob((b) => b && hand([new File([b], "photo.jpg", { type: "image/jpeg" })]), "image/jpeg", 0.92);
+        box.close();
+      };
+      box.showModal();
+    },
+  };
+
+  const hasFiles = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
+  document.addEventListener("dragover", (event) => {
+    if (!hasFiles(event)) return;
+    event.preventDefault();
+    one("#drop .drop")?.classList.add("over");
+  });
+  for (const kind of ["dragleave", "drop"]) {
+    document.addEventListener(kind, (event) => {
+      if (kind === "drop" || !event.relatedTarget) one("#drop .drop")?.classList.remove("over");
+    });
+  }
+  document.addEventListener("drop", (event) => {
+    if (!hasFiles(event) || event.target.closest("#truth")) return;
+    event.preventDefault();
+    hand(event.dataTransfer.files);
+  });
+  document.addEventListener("paste", (event) => {
+    if (!event.clipboardData.files.length || event.target.closest("textarea, input")) return;
+    hand(event.clipboardData.files);
+  });
+
+  // Pages that are ticked, as numbers in the field of pages.
+
+  const pages = {
+    text(numbers) {
+      const runs = [];
+      for (const n of numbers) {
+        const last = runs.at(-1);
+        if (last && last[1] === n - 1) last[1] = n;
+        else runs.push([n, n]);
+      }
+      return runs.map(([a, b]) => (a === b ? `${a}` : `${a}-${b}`)).join(",");
+    },
+    numbers(text) {
+      return text.split(",").flatMap((piece) => {
+        const [a, b] = piece.split("-").map(Number);
+        return Array.from({ length: (b || a) - a + 1 || 0 }, (_, i) => a + i);
+      });
+    },
+    tick() { // the field is right: more small pictures have come
+      const field = one("#pages textarea, #pages input"), boxes = all("#file .thumbs input");
+      if (!field || !boxes.length) return;
+      const chosen = new Set(this.numbers(field.value));
+      if (field.value) for (const b of boxes) b.checked = chosen.has(Number(b.value));
+    },
+    take() { // the boxes are right: a person has ticked one
+      const beyond = this.numbers(one("#pages textarea, #pages input").value).filter((n) => n > all("#file .thumbs input").length);
+      const ticked = all("#file .thumbs input:checked").map((b) => Number(b.value));
+      tell("pages", this.text([...ticked, ...beyond]));
+    },
+  };
 
   // Bars. An engraved bar is only as clickable as its ink, so each gets a sheet of glass behind it.
 
@@ -37,23 +141,219 @@
   }
 
   function follow(n, from) {
-    for (const e of all(`#original [data-bar="${n}"], #score g.measure[data-bar="${n}"]`)) {
-      if (from && from.closest("#original, #score") === e.closest("#original, #score")) continue;
-      const frame = e.closest(".sheet, .paper"), a = e.getBoundingClientRect(), b = frame.getBoundingClientRect();
+    const e = one(`#score g.measure[data-bar="${n}"]`), row = e && e.closest(".system");
+    if (!e) return;
+    for (const side of all(`#score [data-bar="${n}"]`)) {
+      const frame = side.closest(".strip, .sheet"), a = side.getBoundingClientRect(), b = frame.getBoundingClientRect();
       if (a.left < b.left || a.right > b.right) frame.scrollLeft += a.left - b.left - 40; // sideways, inside its frame
-      if (a.top < b.top || a.bottom > b.bottom) frame.scrollTop += a.top - b.top - 40;
     }
+    if (!from || from.closest("#original")) (row || e).scrollIntoView({ block: "nearest" });
   }
 
-  function choose(e) {
+  function choose(e, keep = false) {
     const n = e.dataset.bar;
-    lit = lit === n ? null : n;
+    lit = lit === n && !keep ? null : n;
     light(lit);
     if (lit !== null) {
       follow(lit, e);
       player.seek(Number(lit));
     }
+    editor.row();
   }
+
+  // Corrections. A change goes to the server, which engraves its system again; those made meanwhile wait for it.
+
+  const KEYS = { 1: "64th", 2: "32nd", 3: "16th", 4: "eighth", 5: "quarter", 6: "half", 7: "whole" };
+  const pen = {
+    chosen: null, todo: [], waiting: 0, seq: 0,
+    note() {
+      return this.chosen && document.getElementById(this.chosen);
+    },
+    choose(e) {
+      this.chosen = e ? e.id : null;
+      this.show();
+      if (!e) return;
+      const bar = e.closest("g.measure");
+      if (bar && bar.dataset.bar !== lit) choose(bar, true);
+      e.closest(".sheet").focus({ preventScroll: true });
+    },
+    show() {
+      for (const e of all("#score .chosen")) e.classList.remove("chosen");
+      const e = this.note();
+      if (e) e.classList.add("chosen");
+      for (const b of all("#bench [data-do]:not([data-do=undo], [data-do=redo])")) b.disabled = !e;
+      const said = e && one(":scope > title", e);
+      if (e) this.say(`Chosen: ${e.classList.contains("note") ? "a note" : "a rest"}${said ? `, ${said.textContent}` : ""}.`);
+    },
+    say(text) {
+      const place = one("#bench .says");
+      if (place && place.textContent !== text) place.textContent = text;
+    },
+    step(by) { // along the notes of the system, as they stand in it
+      const all_ = all("#score .system .note, #score .system .rest, #score .system .mRest").filter((e) => e.id);
+      const at = all_.findIndex((e) => e.id === this.chosen), next = all_[at + by];
+      if (at >= 0 && next) this.choose(next);
+    },
+    ask(what, value) {
+      const e = this.note();
+      if (!e && what !== "undo" && what !== "redo") return;
+      this.todo.push({ note: this.waiting ? null : this.chosen, do: what, value });
+      if (e) e.closest(".system").classList.add("working");
+      this.say("Engraving.");
+      this.send();
+    },
+    send() {
+      if (this.waiting || !this.todo.length) return;
+      this.waiting = ++this.seq;
+      const todo = this.todo.splice(0).map((t, i) => ({ ...t, note: t.note ?? (i ? null : this.chosen) }));
+      tell("command", JSON.stringify({ seq: this.seq, todo }));
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.done("No answer came; try again."), 20000);
+    },
+    done(said) {
+      clearTimeout(this.timer);
+      this.waiting = 0;
+      if (!this.todo.length) for (const e of all("#score .working")) e.classList.remove("working");
+      this.show();
+      if (said) this.say(said);
+      this.send();
+    },
+    take(patch) {
+      patch.dataset.taken = "1";
+      if (Number(patch.dataset.seq) !== this.waiting) return;
+      const row = one(".system", patch), old = row && one(`#score .system[data-system="${row.dataset.system}"]`);
+      if (old) {
+        const aside = one(".strip", old).scrollLeft, held = old.contains(document.activeElement);
+        old.replaceWith(row);
+        one(".strip", row).scrollLeft = aside;
+        if (held) one(".sheet", row).focus({ preventScroll: true });
+        light(lit);
+      }
+      if (patch.dataset.chosen) this.chosen = patch.dataset.chosen;
+      for (const what of ["undo", "redo"]) {
+        const b = one(`#bench [data-do=${what}]`);
+        if (b) b.disabled = !Number(patch.dataset[what]);
+      }
+      this.done(patch.dataset.said || (old ? "Engraved." : ""));
+    },
+    key(event) {
+      if (!this.chosen || event.altKey || !event.target.closest || event.target.closest("input, textarea, select")) return false;
+      const ctrl = event.ctrlKey || event.metaKey, k = event.key;
+      const octave = event.shiftKey ? 7 : 1;
+      const change = ctrl ? { z: event.shiftKey ? ["redo"] : ["undo"], Z: ["redo"], y: ["redo"] }[k]
+        : { ArrowUp: ["pitch", octave], ArrowDown: ["pitch", -octave], ".": ["dot"], t: ["tie"], i: ["insert"], c: ["chord"],
+          "#": ["accidental", "sharp"], b: ["accidental", "flat"], n: ["accidental", "natural"], Delete: ["delete"],
+          Backspace: ["delete"] }[k] || (KEYS[k] && ["length", KEYS[k]]);
+      if (change) this.ask(...change);
+      else if (k === "ArrowLeft" || k === "ArrowRight") this.step(k === "ArrowRight" ? 1 : -1);
+      else if (k === "Escape") this.choose(null);
+      else return false;
+      event.preventDefault();
+      return true;
+    },
+    near(event, bar) { // a head is small: the nearest one within a finger's width
+      let best = null, least = 16;
+      for (const e of all(".note, .rest, .mRest", bar)) {
+        const b = (one(".notehead", e) || e).getBoundingClientRect();
+        const away = Math.hypot(event.clientX - b.x - b.width / 2, event.clientY - b.y - b.height / 2);
+        if (e.id && away < least) [best, least] = [e, away];
+      }
+      return best;
+    },
+    drag(event, e) { // up and down by steps of the staff
+      const space = 90 * e.getScreenCTM().a, y = event.clientY; // half a staff space, px
+      let by = 0;
+      const move = (to) => {
+        by = Math.round((y - to.clientY) / space);
+        if (by) e.setAttribute("transform", `translate(0 ${-90 * by})`);
+        else e.removeAttribute("transform");
+        if (by) to.preventDefault();
+      };
+      const end = () => {
+        document.removeEventListener("pointermove", move);
+        document.removeEventListener("pointerup", end);
+        document.removeEventListener("pointercancel", end);
+        if (!by) return;
+        this.choose(e);
+        this.dragged = true;
+        setTimeout(() => (this.dragged = false), 0);
+        this.ask("pitch", by);
+      };
+      document.addEventListener("pointermove", move);
+      document.addEventListener("pointerup", end);
+      document.addEventListener("pointercancel", end);
+    },
+  };
+
+  // Texts to edit. They follow the reading, but what a person has typed is never overwritten.
+
+  const editor = {
+    shown: {}, sent: {},
+    field: (name) => one(`#${name} textarea`),
+    follow() {
+      for (const pre of all("#texts pre")) {
+        const name = pre.dataset.text, text = pre.textContent;
+        if (name === "sounds") {
+          const rows = score();
+          if (rows && rows.dataset.sounds !== text) rows.dataset.sounds = text;
+          continue;
+        }
+        const field = this.field(name);
+        if (!field || this.shown[name] === text) continue;
+        const free = field.value === (this.shown[name] ?? "") || field.value === this.sent[name] || field.value === "";
+        this.note(name, !free);
+        if (free) this.set(name, text);
+      }
+    },
+    set(name, text) {
+      const before = this.shown[name];
+      this.shown[name] = text;
+      this.sent[name] = undefined;
+      tell(name, text);
+      if (before !== text) this.row();
+    },
+    note(name, on) {
+      const tab = one(`#${name}`);
+      let said = one(`#${name} + .kept`);
+      if (!on) return said && said.remove();
+      if (said) return;
+      said = document.createElement("p");
+      said.className = "kept";
+      said.dataset.of = name;
+      said.innerHTML = 'The reading has changed; your text is kept. <button type="button">Take the new text</button>';
+      tab.after(said);
+    },
+    take(name) {
+      const pre = one(`#texts pre[data-text=${name}]`);
+      if (pre) this.set(name, pre.textContent);
+      this.note(name, false);
+    },
+    row() { // the row of the chosen bar
+      const field = this.field("lmx"), bar = lit !== null && one(`#score .system [data-bar="${lit}"]`);
+      if (!field) return;
+      field.style.backgroundImage = "none";
+      const row = bar && bar.closest(".system");
+      if (!row) return;
+      const blocks = field.value.split(/\n[ \t]*\n/), line = Number(row.dataset.before);
+      const at = blocks.slice(0, line).reduce((n, b) => n + b.split("\n").length + 1, 0) + Number(lit) - Number(row.dataset.first);
+      const style = getComputedStyle(field), high = parseFloat(style.lineHeight), top = parseFloat(style.paddingTop) + at * high;
+      const n = Number(row.dataset.lines);
+      field.dataset.row = at;
+      field.style.background = `linear-gradient(#f5c45e55, #f5c45e55) 0 ${top}px / 100% ${high}px no-repeat local`;
+      if (n && (top < field.scrollTop || top + high > field.scrollTop + field.clientHeight)) field.scrollTop = top - 2 * high;
+    },
+  };
+
+  // The width of the window: the server breaks lines of music where it is narrow.
+
+  function measure() {
+    const w = document.documentElement.clientWidth;
+    tell("width", w < 700 ? String(Math.max(200, 20 * Math.floor((w - 60) / 20))) : "");
+  }
+  addEventListener("resize", () => {
+    clearTimeout(measure.timer);
+    measure.timer = setTimeout(measure, 300);
+  });
 
   // Playing. Notes are a fundamental with a few partials, struck and fading; all of it is computed here.
 
@@ -127,7 +427,7 @@
       if (now >= this.end) this.stop();
     },
     mark(id, on) {
-      const sheet = score(), note = sheet && sheet.querySelector(`[id="${CSS.escape(id)}"]`);
+      const sheet = score(), note = sheet && one(`[id="${CSS.escape(id)}"]`, sheet);
       if (note) note.classList.toggle("sounding", on);
     },
     hush() {
@@ -205,15 +505,47 @@
 
   document.addEventListener("click", (event) => {
     const at = (selector) => event.target.closest && event.target.closest(selector);
+    if (at("#drop .choose")) return one("#picture input[type=file]").click();
+    if (at("#drop .camera")) return camera.open();
+    if (at("[data-example]")) return tell("example", `${at("[data-example]").dataset.example}#${Date.now()}`);
+    if (at("#bench .zoom button")) return zoom(Number(at("#bench .zoom button").dataset.by));
+    if (at("#bench [data-do]")) {
+      const { do: what, value } = at("#bench [data-do]").dataset;
+      return pen.ask(what, what === "pitch" ? Number(value) : value);
+    }
+    if (at(".kept button")) return editor.take(at(".kept").dataset.of);
+    if (at("#apply-lmx") || at("#apply-xml")) {
+      const name = at("#apply-lmx") ? "lmx" : "xml";
+      editor.sent[name] = editor.field(name)?.value;
+    }
     if (at(".player .play")) return player.on ? player.pause() : player.play();
     if (at(".player .halt")) return player.stop();
     const token = at("#gaze .lmx[data-token]");
     if (token) return gaze(Number(token.dataset.token));
-    const bar = at("#original polygon.bar, #score g.measure");
-    if (bar) return choose(bar);
+    if (pen.dragged) return;
+    const bar = at("#original polygon.bar, #score polygon.bar, #score g.measure");
+    const note = at("#score .system .note, #score .system .rest, #score .system .mRest")
+      || (bar && bar.matches(".system g.measure") && pen.near(event, bar));
+    if (note && note.id) return pen.choose(note);
+    if (bar) {
+      pen.choose(null);
+      return choose(bar);
+    }
     if (at("#frames .add")) boxes.add();
     if (at("#frames .drop") && boxes.chosen) boxes.remove(boxes.chosen);
   });
+
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("#file .thumbs input")) pages.take();
+  });
+
+  let size = 1;
+  function zoom(by) {
+    size = by ? Math.min(3, Math.max(0.5, size * (by > 0 ? 1.25 : 0.8))) : 1;
+    one("#score").style.setProperty("--zoom", size);
+    for (const e of all("#bench .zoom output")) e.textContent = `${Math.round(100 * size)} %`;
+    if (lit !== null) follow(lit, one("#score"));
+  }
 
   document.addEventListener("input", (event) => {
     if (event.target.matches(".player .tempo")) {
@@ -223,8 +555,8 @@
   });
 
   document.addEventListener("keydown", (event) => {
-    if (boxes.key(event)) return;
-    const bar = event.target.closest && event.target.closest("#original polygon.bar, #score g.measure");
+    if (boxes.key(event) || pen.key(event)) return;
+    const bar = event.target.closest && event.target.closest("#original polygon.bar, #score polygon.bar, #score g.measure");
     if (bar && (event.key === "Enter" || event.key === " ")) {
       event.preventDefault();
       choose(bar);
@@ -368,6 +700,8 @@
   };
 
   document.addEventListener("pointerdown", (event) => {
+    const note = event.target.closest && event.target.closest("#score .system .note");
+    if (note && note.id && event.button === 0) pen.drag(event, note);
     const svg = event.target.closest && event.target.closest("#frames .boxes svg");
     if (svg) boxes.grab(event, svg);
   });
@@ -384,6 +718,21 @@
       if (player.on) player.stop();
       player.at = 0;
       lit = null;
+      pen.choose(null);
+      pen.todo = [];
+      for (const b of all("#bench [data-do=undo], #bench [data-do=redo]")) b.disabled = true;
+    }
+    const patch = one("#patch .patch:not([data-taken])");
+    if (patch) pen.take(patch);
+    editor.follow();
+    const thumbs = one("#file .thumbs:not([data-ticked])");
+    if (thumbs && one("#pages textarea, #pages input")?.value) {
+      thumbs.dataset.ticked = "1";
+      pages.tick();
+    }
+    if (!measure.known && one("#width textarea, #width input")) {
+      measure.known = true;
+      measure();
     }
     const panel = document.querySelector(".gaze");
     if (panel && panel.dataset.token === undefined) gaze(0);

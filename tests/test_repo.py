@@ -29,7 +29,7 @@ LAYERS = (
     "reading",
     "grpo audio",
     "tasks",
-    "evaluate transcribe insight views serving",
+    "evaluate transcribe insight views serving progress opening proof",
     "cli",
 )
 RANK = {room: i for i, row in enumerate(LAYERS) for room in row.split()}

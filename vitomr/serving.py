@@ -258,27 +258,35 @@ def session() -> str | None:
 class Turns:
     "Who comes first is served first; everybody else knows how many are before."
 
-    def __init__(self, at_once: int = 1):
-        self.at_once = at_once
-        self._line: list[object] = []
+    def __init__(
+        self,
+        at_once: int = 1,
+        patience: float = 60.0,  # seconds; who does not ask for so long has gone
+    ):
+        self.at_once, self.patience = at_once, patience
+        self._line: dict[object, float] = {}  # in order; when each asked last
         self._lock = threading.Lock()
 
     @contextmanager
     def place(self) -> Iterator[Callable[[], int]]:
-        "A place in the line; what it gives tells how many must leave before it is this one's turn."
+        "A place in the line. What it gives tells how many must leave first; it is asked now and then to keep the place."
         mine = object()
         with self._lock:
-            self._line.append(mine)
+            self._line[mine] = time.monotonic()
 
         def before() -> int:
+            now = time.monotonic()
             with self._lock:
-                return max(0, self._line.index(mine) + 1 - self.at_once)
+                self._line[mine] = now
+                for other in [x for x, at in self._line.items() if now - at > self.patience]:
+                    del self._line[other]
+                return max(0, list(self._line).index(mine) + 1 - self.at_once)
 
         try:
             yield before
         finally:
             with self._lock:
-                self._line.remove(mine)
+                self._line.pop(mine, None)
 
 # %% ../nbs/serving.ipynb #7f2f7e39
 MAX_SHELF = int(os.environ.get("VITOMR_MAX_SHELF") or 600_000_000)  # bytes of readings that are kept
@@ -313,15 +321,15 @@ class Shelf:
         self._kept: OrderedDict[str, tuple[object, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def put(self, value: object, instead: str | None = None) -> str | None:
-        "Keep a value, perhaps instead of another one, and give its key; None for None."
-        size, key = size_of(value), secrets.token_urlsafe(24)
+    def put(self, value: object, key: str | None = None) -> str | None:
+        "Keep a value, under its old key if it has one, and give the key; None for None."
+        if value is None:
+            return None
+        size, key = size_of(value), key or secrets.token_urlsafe(24)
         with self._lock:
-            self._drop(instead)
+            self._drop(key)
             while self._kept and self.size + size > self.most:
                 self._drop(next(iter(self._kept)))
-            if value is None:
-                return None
             self._kept[key], self.size = (value, size), self.size + size
         return key
 

@@ -652,7 +652,7 @@ def write_words(
 class Progress:
     "News of a reading. The document is the same one throughout, and grows."
 
-    kind: str  # page, bar, line, again (a line looked at twice) or done
+    kind: str  # page, bar, line, again (a line looked at twice), words (they are read now) or done
     document: Document
     page: PageReading | None = None  # that the news is about
     line: Transcription | None = None
@@ -695,6 +695,7 @@ def _read(
             for line in agree(transcriber, system, how):
                 yield Progress("again", done, page, line)
         if words:
+            yield Progress("words", done, page)
             _read_words(transcriber, page, is_first=len(done.pages) == 1)
         for line in () if keep else lines:
             line.encoding = None

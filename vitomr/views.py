@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TINTS', 'NOTE_COLOURS', 'MAX_SHOWN', 'ERROR_COLOURS', 'Seen', 'seen_lines', 'Sheet', 'tint_of', 'count', 'doubts',
-           'odd_bars', 'engraving', 'sheet_svg', 'sheet_html', 'sounds', 'picture_uri', 'bar_outlines', 'picture_html',
-           'pages_html', 'found_html', 'boxes_html', 'status_html', 'hint_html', 'token_html', 'tokens_html',
-           'lines_html', 'summary', 'lmx_text', 'with_lmx', 'with_musicxml', 'attention_html', 'panels_html', 'number',
-           'bar_html', 'reward_html', 'group_html', 'note_errors', 'diff_html', 'token_diff_html', 'errors_html',
-           'compared_html']
+           'odd_bars', 'sure_bars', 'engraving', 'sheet_svg', 'sheet_html', 'sounds', 'picture_uri', 'outlines_of',
+           'bar_outlines', 'picture_html', 'pages_html', 'whole_html', 'found_html', 'boxes_html', 'status_html',
+           'hint_html', 'token_html', 'tokens_html', 'lines_html', 'summary', 'lmx_text', 'texts_html', 'with_lmx',
+           'with_musicxml', 'attention_html', 'panels_html', 'number', 'bar_html', 'reward_html', 'group_html',
+           'note_errors', 'diff_html', 'token_diff_html', 'errors_html', 'compared_html']
 
 # %% ../nbs/views.ipynb #e01f0a53
 import base64
@@ -29,7 +29,7 @@ from .data.batches import PATCH
 from .figures import stacked
 from .insight import Look, bar_spans, look, score_of, symbols
 from .notation.engrave import from_verovio, render_svg
-from .notation.lmx import analyse, encode, linearise
+from .notation.lmx import MARK_COLOUR, analyse, encode, linearise
 from vitomr.notation.metrics import (
     NOTE_KINDS,
     align_bars,
@@ -41,7 +41,7 @@ from vitomr.notation.metrics import (
 )
 from .notation.score import parts, root_of
 from .page.assemble import Assembled, Line, assemble
-from .page.staves import to_gray
+from .page.staves import map_points, to_gray
 from .rewards import TERMS, Breakdown
 from .train.groups import advantages
 from .transcribe import MAX_TRUTH_BYTES, MAX_TRUTH_TOKENS, SHEET, Document, Savable, Transcriber, write_words
@@ -55,6 +55,12 @@ class Seen:
     img: np.ndarray  # uint8 (H, W), the normal form
     place: Callable[[np.ndarray], np.ndarray]  # (N, 2) px of the normal form → px of the picture that was given
     n_staves: int = 1
+    flat: Callable[[np.ndarray], np.ndarray] | None = None  # likewise → px of the level page; None: it is the picture
+
+
+def _on_level_page(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    "Points of the normal form on the level page."
+    return map_points(points, cv2.invertAffineTransform(np.asarray(matrix, float)))
 
 
 def seen_lines(transcriber: Transcriber, document: Document) -> list[list[Seen]]:
@@ -65,7 +71,8 @@ def seen_lines(transcriber: Transcriber, document: Document) -> list[list[Seen]]
             seen = []
             for line in system.lines:
                 at = look(transcriber, line.picture, line.tokens, line.shifts, line.encoding)
-                seen.append(Seen(at, line.picture, partial(page.place, line), line.n_staves))
+                flat = None if page.page is None else partial(_on_level_page, line.matrix)
+                seen.append(Seen(at, line.picture, partial(page.place, line), line.n_staves, flat))
             found.append(seen)
     return found
 
@@ -86,6 +93,20 @@ class Sheet(Savable):
         self.made = assemble(lines, pages)
         now = [[s.look.tokens for s in x] for x in self.systems]
         write_words(self.document, self.made.score, self.made.notes, now)
+        self._name_by_system()
+
+    def _name_by_system(self) -> None:
+        "Count notes within their system: a note more or less leaves the names in all other systems as they are."
+        new = {}
+        for p, part in enumerate(self.made.score.iterfind("part"), 1):
+            counts: Counter = Counter()
+            for measure, at in zip(part.iterfind("measure"), self.made.places, strict=True):
+                for note in measure.iterfind("note"):
+                    name = f"s{at.system + 1}p{p}n{counts[at.system]}"
+                    counts[at.system] += 1
+                    new[note.get("id")] = name
+                    note.set("id", name)
+        self.made.notes = {new[name]: where for name, where in self.made.notes.items() if name in new}
 
     @property
     def name(self) -> str:
@@ -127,21 +148,37 @@ def count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 # %% ../nbs/views.ipynb #e2def825
-def doubts(sheet: Sheet) -> dict[str, float]:  # note id → probability of its most doubtful token
-    "How sure the reader was of each engraved note."
-    of_line = [[{s.position: s.p for s in symbols(line.look)} for line in system] for system in sheet.systems]
-    found = {name: of_line[k][i].get(at) for name, (k, i, at) in sheet.made.notes.items()}
+def doubts(sheet: Sheet, systems: Sequence[int] | None = None) -> dict[str, float]:  # note id → least probability
+    "How sure the reader was of each engraved note, by the most doubtful of its tokens; of all systems, or of some."
+    wanted = range(len(sheet.systems)) if systems is None else systems
+    of_line = {k: [{s.position: s.p for s in symbols(line.look)} for line in sheet.systems[k]] for k in wanted}
+    found = {name: of_line[k][i].get(at) for name, (k, i, at) in sheet.made.notes.items() if k in of_line}
     return {name: p for name, p in found.items() if p is not None}
 
 
 def odd_bars(sheet: Sheet) -> list[int]:
-    "Bars of the score that do not add up as they were read."
+    "Bars of the score that do not add up as they were read, or that were filled beside longer ones."
     sums = [[analyse(line.look.tokens).bars for line in system] for system in sheet.systems]
+    bars_of = [p.findall("measure") for p in sheet.made.score.iterfind("part")]
+    filled = {i for bars in bars_of for i, m in enumerate(bars) if m.find(f"note[@color='{MARK_COLOUR}']") is not None}
     return [
         i
         for i, at in enumerate(sheet.made.places)
-        if any(at.bar < len(bars) and not bars[at.bar].adds_up for bars in sums[at.system])
+        if i in filled or any(at.bar < len(bars) and not bars[at.bar].adds_up for bars in sums[at.system])
     ]
+
+
+def sure_bars(sheet: Sheet) -> list[float | None]:  # of each bar of the score; None for one of which nothing was read
+    "How sure the reader was of each bar: the mean probability of its tokens."
+    logp: dict[tuple[int, int], list[float]] = {}
+    for k, system in enumerate(sheet.systems):
+        for line in system:
+            bar = -1
+            for token, p in zip(line.look.tokens, line.look.logp[:-1], strict=True):
+                bar += token == "measure"
+                logp.setdefault((k, max(0, bar)), []).append(float(p))
+    found = [logp.get((at.system, at.bar)) for at in sheet.made.places]
+    return [exp(sum(x) / len(x)) if x else None for x in found]
 
 # %% ../nbs/views.ipynb #e6d2bff4
 def _painted(svg: str, colours: Mapping[str, str], titles: Mapping[str, str]) -> str:
@@ -155,9 +192,9 @@ def _painted(svg: str, colours: Mapping[str, str], titles: Mapping[str, str]) ->
     return re.sub(r'<g id="([^"]+)" class="((?:note|rest|mRest)\b[^"]*)"[^>]*>', paint, svg)
 
 
-def _numbered(svg: str, odd: Sequence[int]) -> str:
+def _numbered(svg: str, odd: Sequence[int], first: int = 0) -> str:
     "An SVG whose bars carry their numbers."
-    n = iter(range(svg.count('class="measure"')))
+    n = iter(range(first, first + svg.count('class="measure"')))
 
     def number(m: re.Match) -> str:
         i = next(n)
@@ -173,10 +210,14 @@ def engraving(
     titles: Mapping[str, str] | None = None,  # note id → text
     odd: Sequence[int] = (),  # bars to mark
     lines: bool = False,  # break where the score says; else one line
+    first: int = 0,  # number of the first bar
+    width: int | None = None,  # px: break where that is full
 ) -> str:
     "A score as SVG for a page. Raises `ScoreError`."
     options = {"svgViewBox": True} | (SHEET if lines else {})
-    return _numbered(_painted(render_svg(score, options=options), colours or {}, titles or {}), set(odd))
+    if width:
+        options |= SHEET | {"breaks": "auto", "pageWidth": round(width / 0.44)}  # scale 44
+    return _numbered(_painted(render_svg(score, options=options), colours or {}, titles or {}), set(odd), first)
 
 # %% ../nbs/views.ipynb #4d9c9585
 def sheet_svg(sheet: Sheet) -> str:
@@ -241,18 +282,19 @@ def picture_uri(
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 # %% ../nbs/views.ipynb #8dd16db3
-def bar_outlines(sheet: Sheet) -> list[np.ndarray | None]:  # (N, 2) px of the picture, for each bar of the score
-    "Where the bars of the score stand on the picture."
-    spans = [
-        [bar_spans(symbols(s.look), s.look.tokens.count("measure"), s.img.shape[1]) for s in system]
-        for system in sheet.systems
-    ]
-    outlines: list[np.ndarray | None] = []
-    for at in sheet.made.places:
-        system = sheet.systems[at.system]
-        known = [s[at.bar] if at.bar < len(s) else None for s in spans[at.system]]
+def outlines_of(
+    sheet: Sheet,
+    number: int,  # of the system, from 0
+    *,
+    is_flat: bool = False,  # on the level page; else on the picture that was given
+) -> list[np.ndarray | None]:  # (N, 2) px, for each bar of this system; None where nothing was seen of it
+    "Where the bars of a system stand."
+    system, outlines = sheet.systems[number], []
+    spans = [bar_spans(symbols(s.look), s.look.tokens.count("measure"), s.img.shape[1]) for s in system]
+    for bar in (at.bar for at in sheet.made.places if at.system == number):
+        known = [s[bar] if bar < len(s) else None for s in spans]
         edges = [  # left edge down, right edge up, through all lines of the system
-            line.place(np.array([[x, 0], [x, line.img.shape[0]]], float))
+            ((is_flat and line.flat) or line.place)(np.array([[x, 0], [x, line.img.shape[0]]], float))
             for side in (0, 1)
             for line, span in zip(system, known, strict=True)
             if span is not None
@@ -262,6 +304,11 @@ def bar_outlines(sheet: Sheet) -> list[np.ndarray | None]:  # (N, 2) px of the p
         left, right = (np.concatenate(e) if e else np.zeros((0, 2)) for e in (edges[:half], edges[half:]))
         outlines.append(np.r_[left, right[::-1]] if half else None)
     return outlines
+
+
+def bar_outlines(sheet: Sheet) -> list[np.ndarray | None]:  # (N, 2) px of the picture, for each bar of the score
+    "Where the bars of the score stand on the picture."
+    return [outline for k in range(len(sheet.systems)) for outline in outlines_of(sheet, k)]
 
 # %% ../nbs/views.ipynb #c44d0318
 def picture_html(
@@ -305,6 +352,14 @@ def pages_html(sheet: Sheet) -> str:
     return "".join(shown)
 
 # %% ../nbs/views.ipynb #2c2e5a30
+def whole_html(sheet: Sheet) -> str:
+    "The pages as they were given, folded away; for a picture of one line, there is no more to see on them."
+    is_line = all(p.page is None for p in sheet.document.pages)
+    several = "pages" if len(sheet.document.pages) > 1 else "page"
+    kind = "whole line" if is_line else "whole"
+    return f'<details class="{kind}"><summary>The whole {several}</summary>{pages_html(sheet)}</details>'
+
+
 def found_html(document: Document) -> str:
     "The pages of a document that is still being read, with the systems found."
     return "".join(
@@ -371,24 +426,36 @@ def lines_html(sheet: Sheet) -> str:
         for n, x in enumerate(sheet.lines, 1)
     )
 
+# %% ../nbs/views.ipynb #d7f5d1ea
+def _numbers(found: Sequence[int], most: int = 6) -> str:
+    "Numbers of bars, from 1, in words."
+    said = [str(i + 1) for i in found[:most]]
+    rest = [f"{len(found) - most} more"] if len(found) > most else []
+    said += rest
+    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+
 
 def summary(sheet: Sheet) -> str:
-    "One line about a finished reading."
+    "What became of a reading, in a few sentences: the bars that do not add up, and how sure the reader was, at worst."
     lines = sheet.lines
     found = [analyse(x.look.tokens) for x in lines]
     if all(a.fatal for a in found):
         return "No music was read in this picture."
-    kinds = Counter(e.kind.replace("-", " ") for a in found for e in a.minor)
+    kinds = Counter(e.kind.replace("-", " ") for a in found for e in a.minor if e.kind != "unfilled-measure")
     mended = ", ".join(f"{k} {kind}" for kind, k in kinds.most_common())
-    logp = np.concatenate([x.look.logp[:-1] for x in lines])
+    odd, sure = odd_bars(sheet), sure_bars(sheet)
+    worst = min((i for i, p in enumerate(sure) if p is not None), key=lambda i: sure[i])
+    mean = exp(float(np.concatenate([x.look.logp[:-1] for x in lines]).mean()))
     again = sum(line.n_again for line in sheet.document.lines)
     several = f"{count(len(sheet.systems), 'system')}, " if len(sheet.systems) > 1 else ""
+    one = len(odd) == 1
+    adds_up = f"{'Bar' if one else 'Bars'} {_numbers(odd)} {'does' if one else 'do'} not add up." if odd else "All bars add up."
     said = [
-        f"{several}{count(len(sheet.made.places), 'bar')}, {count(len(logp), 'token')}, "
-        f"{100 * exp(logp.mean()):.0f} % sure on average.",
+        f"{several}{count(len(sheet.made.places), 'bar')}. {adds_up}",
+        f"{100 * mean:.0f} % sure on average, least of bar {worst + 1}: {100 * sure[worst]:.0f} %.",
         f"{count(again, 'bar')} read differently at a second look." if again else "",
-        f"Mended: {mended}." if mended else "Nothing had to be mended.",
-        "Orange rests fill a bar." if "unfilled measure" in kinds else "",
+        f"Mended: {mended}." if mended else "",
+        "Orange rests fill a bar." if odd else "",
         "Stopped at the limit of tokens." if sheet.document.truncated else "",
     ]
     return " ".join(s for s in said if s)
@@ -397,6 +464,12 @@ def summary(sheet: Sheet) -> str:
 def lmx_text(sheet: Sheet) -> str:
     "The tokens of all lines as a person may change them."
     return "\n\n".join(" ".join(x.look.tokens).replace(" measure", "\nmeasure") for x in sheet.lines)
+
+
+def texts_html(lmx: str, musicxml: str, sounds: dict) -> str:
+    "Texts for a script to put into the fields, where no person has written something else."
+    texts = {"lmx": lmx, "xml": musicxml, "sounds": json.dumps(sounds)}
+    return "".join(f'<pre data-text="{name}">{html.escape(text)}</pre>' for name, text in texts.items())
 
 
 def with_lmx(transcriber: Transcriber, sheet: Sheet, text: str) -> Sheet:
