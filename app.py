@@ -368,6 +368,7 @@ def arrive(picture: dict | None) -> list:
 
 def look_over(picture: dict | None) -> Iterator[str]:
     "The pages of a document one after the other, small, with their systems counted."
+    yield gr.skip()
     try:
         path = uploaded(picture)
         if path is None or n_pages(path) == 1:
@@ -847,7 +848,7 @@ with gr.Blocks(title="vitomr: printed music to MusicXML", analytics_enabled=Fals
     )  # fmt: skip
     arrived = picture.upload(arrive, picture, [file, pages], **quick, **as_is)
     looking = arrived.then(look_over, picture, file, concurrency_id="look", concurrency_limit=2, **shown, **as_is)
-    picked = example.input(
+    picked = example.change(
         lambda asked: [*outputs_of(busy_html("Opening the example.")), "", *nothing, *pick(asked)], example,
         [*outputs, boxes, *compared, picture, truth, file, pages], **quick,
     )  # fmt: skip
@@ -862,7 +863,7 @@ with gr.Blocks(title="vitomr: printed music to MusicXML", analytics_enabled=Fals
         reread.click(**read, **private),
         sure.click(lambda: True, outputs=anyway, **quick).then(**read, **private),
     ]  # fmt: skip
-    for event in (picture.upload, example.input):
+    for event in (picture.upload, example.change):
         event(None, cancels=reading + [looking], **private)
     stop.click(lambda: [status_html("idle", "Stopped."), *KEPT], outputs=outputs, cancels=reading, **quick)
     over.click(
@@ -872,7 +873,7 @@ with gr.Blocks(title="vitomr: printed music to MusicXML", analytics_enabled=Fals
     )  # fmt: skip
 
     chosen = readings.input(select, [taken, readings], outputs, **shown, **as_is)
-    corrected = command.input(
+    corrected = command.change(
         correct, [taken, command, width], patch, trigger_mode="multiple", concurrency_id="correct", **shown, **as_is
     )
     written = corrected.then(
@@ -882,7 +883,7 @@ with gr.Blocks(title="vitomr: printed music to MusicXML", analytics_enabled=Fals
         apply_lmx.click(edit_lmx, [taken, lmx], [edited, *outputs], **shown),
         apply_xml.click(edit_musicxml, [taken, xml], [edited, *outputs], **shown),
     ]
-    width.input(reflow, [taken, width], score, **shown)
+    width.change(reflow, [taken, width], score, **shown)
     line.input(looked, [taken, line], gaze, **shown, **as_is)
     dreamt = [imagine, [taken, ratio, mask_seed], imagined]
     if seer():

@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import music21
+import numpy as np
 import pypdfium2
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from vitomr import views
 from vitomr.decoder import READERS, Reader, save_reader
@@ -75,12 +76,17 @@ def served(folder: Path, **more: str):
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
+def home(tmp_path_factory):
+    "The folder of the app; uploads go to gradio in it."
+    return tmp_path_factory.mktemp("app")
+
+
+@pytest.fixture(scope="module")
+def url(home):
     "The app with a small masked autoencoder that has learned nothing."
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("app")
-    save_mae(MAE(MAES["smoke"]), folder / "mae")
-    with served(folder, VITOMR_MAE=str(folder / "mae")) as found:
+    save_mae(MAE(MAES["smoke"]), home / "mae")
+    with served(home, VITOMR_MAE=str(home / "mae")) as found:
         yield found
 
 
@@ -145,22 +151,34 @@ class Visit:
         self.page.wait_for_selector(selector)
         self.page.evaluate(SETTLED, 300)
 
+    def again(self) -> None:
+        "From now on, the status line that stands there is an old one."
+        self.page.evaluate("document.querySelector('#status p')?.setAttribute('data-old', '')")
+
     def read(self, picture: Path, kind: str = "done") -> str:
         "Hand in a picture; the status line at the end."
+        self.again()
         self.page.set_input_files("#picture input[type=file]", picture)
-        self.wait(f"#status p.{kind}")
+        self.wait(f"#status p.{kind}:not([data-old])")
         return self.page.inner_text("#status .status")
+
+    def fold(self, name: str) -> None:
+        self.page.get_by_role("button", name=name).click()
 
     def tab(self, name: str) -> None:
         self.page.get_by_role("tab", name=name).click()
 
     def example(self, name: str) -> list[str]:
         "Pick an example; the tokens that were read."
+        self.again()
         self.page.get_by_role("button", name=name).click()
-        self.wait("#status p.done")
+        self.wait("#status p.done:not([data-old])")
         return self.tokens()
 
     def tokens(self) -> list[str]:
+        if not self.page.locator("#tokens .bars").count():  # what is folded is not drawn
+            self.fold("The tokens that the model wrote")
+            self.wait("#tokens .bars")
         return self.page.locator("#tokens .bars .lmx").all_inner_texts()
 
     def boxes(self, selector: str) -> list[dict]:
@@ -186,6 +204,7 @@ def visit(chromium, url):
 
 def test_picture_in_score_out(visit, tmp_path):
     status, page = visit.read(SCAN), visit.page
+    visit.tokens()
     assert page.locator("#score svg").first.bounding_box()["width"] > 300
     assert page.locator("#score svg g.measure").count() == page.locator("#tokens .bars > li").count()
     for suffix in ("musicxml", "mxl", "mid", "pdf", "svg", "lmx"):
@@ -210,11 +229,11 @@ def test_error_is_one_line_and_the_next_picture_is_read(visit, blank, tmp_path):
     no_picture = tmp_path / "words.png"
     no_picture.write_text("not a picture")
     assert "\n" not in visit.read(no_picture, "error")
+    visit.page.click("#over")  # back to the first screen, where the examples are
+    visit.page.wait_for_selector(".examples")
+    assert not visit.page.is_visible("#results")
     visit.example("Schubert, voice")
     assert visit.page.is_visible("#score svg") and visit.page.is_visible("#download-musicxml")
-    visit.page.get_by_label("Remove Image").click()
-    visit.page.wait_for_selector("#status p.idle")
-    assert not visit.page.is_visible("#results")
 
 
 def test_reward_of_an_example(visit):
@@ -285,9 +304,10 @@ def test_a_bar_lights_up_on_both_sides(visit):
     "By pointer on either side, by keyboard, and again to put it out."
     page = visit.page
     visit.example("Schubert, voice")
-    lit = "[...document.querySelectorAll('.lit')].map(e => [e.closest('#original, #score').id, e.dataset.bar])"
-    both = lambda n: [["original", str(n)], ["score", str(n)]]
-    page.locator("#original polygon.bar").nth(2).click()
+    lit = "[...document.querySelectorAll('#score .lit')].map(e => "
+    lit += "[e.closest('.paper, .sheet').className.split(' ')[0], e.dataset.bar])"
+    both = lambda n: [["paper", str(n)], ["sheet", str(n)]]
+    page.locator("#score polygon.bar").nth(2).click()
     assert sorted(page.evaluate(lit)) == both(2)
     page.locator("#score g.measure .glass").nth(0).click(position={"x": 5, "y": 5})
     assert sorted(page.evaluate(lit)) == both(0)
@@ -296,7 +316,7 @@ def test_a_bar_lights_up_on_both_sides(visit):
     assert sorted(page.evaluate(lit)) == both(1)
     page.keyboard.press("Enter")
     assert page.evaluate(lit) == []
-    outlines = visit.boxes("#original polygon.bar")
+    outlines = visit.boxes("#score polygon.bar")
     assert len(outlines) == 4 and [b["x"] for b in outlines] == sorted(b["x"] for b in outlines)
     assert "% sure" in page.locator("#score g.note title").first.text_content()
 
@@ -309,7 +329,7 @@ def test_playing_moves_a_highlight(visit):
     page.wait_for_selector("#score .note.sounding")
     first = page.get_attribute("#score .note.sounding", "id")
     page.wait_for_selector(f"#score .note.sounding:not([id='{first}'])")
-    assert page.locator("#original .playing").count() == page.locator("#score .playing").count() == 1
+    assert page.locator("#score .paper .playing").count() == page.locator("#score .sheet .playing").count() == 1
     page.get_by_role("button", name="Pause").click()
     assert page.locator(".sounding").count() == 0
     page.get_by_role("button", name="Play").click()
@@ -321,9 +341,10 @@ def test_playing_moves_a_highlight(visit):
 def test_corrections_are_engraved_and_downloaded(visit, tmp_path):
     page = visit.page
     pred = visit.example("Schubert, voice")
-    page.get_by_role("button", name="Correct it").click()
+    visit.fold("Correct the text")
     visit.wait("#lmx textarea")  # it is drawn when its fold opens
     text = page.locator("#lmx textarea")
+    page.wait_for_function("document.querySelector('#lmx textarea').value.includes('measure')")
     before = text.input_value()
     assert before.split() == pred
     text.fill(before + " <b>oops")
@@ -348,10 +369,167 @@ def test_corrections_are_engraved_and_downloaded(visit, tmp_path):
     assert "well-formed" in page.inner_text("#edited")
 
 
+CHOSEN = "#score .sheet .chosen"
+
+
+def change(visit, key: str) -> None:
+    "Press a key and wait for the engraving."
+    before = visit.page.evaluate("document.querySelector('#patch .patch')?.dataset.seq ?? '0'")
+    visit.page.keyboard.press(key)
+    visit.page.wait_for_selector(f"#patch .patch:not([data-seq='{before}'])", state="attached")
+    visit.page.wait_for_selector("#score .system:not(.working)")
+
+
+def test_a_note_is_corrected_with_keys(visit, tmp_path):
+    "Pitch, length, taken back and done again; the files follow; what a person types meanwhile stays."
+    page = visit.page
+    pred = visit.example("Schubert, voice")
+    visit.fold("Correct the text")
+    visit.wait("#lmx textarea")
+    page.wait_for_function("document.querySelector('#lmx textarea').value.includes('measure')")
+    at = pred.index("E4")
+    page.locator("#score .sheet .note").first.click()
+    assert page.locator(CHOSEN).count() >= 1 and page.locator("#score .lit").count() == 2
+    assert page.get_attribute("#lmx textarea", "data-row") == "0"  # the row of the bar that is lit
+    visit.again()
+    change(visit, "ArrowUp")
+    assert page.locator(CHOSEN).count() >= 1 and not page.is_disabled("#bench [data-do=undo]")
+    visit.wait("#status p.done:not([data-old])")
+    assert visit.tokens() == [*pred[:at], "F4", *pred[at + 1 :]]
+    page.wait_for_function("document.querySelector('#lmx textarea').value.includes('F4')")
+    with page.expect_download() as download:
+        page.click("#download-lmx")
+    download.value.save_as(tmp_path / "x.lmx")
+    assert (tmp_path / "x.lmx").read_text().split()[at] == "F4"
+    page.locator("#lmx textarea").press_sequentially("my own words")
+    typed = page.locator("#lmx textarea").input_value()
+    page.locator("#score .sheet .note").first.click()
+    visit.again()
+    change(visit, "Control+z")
+    visit.wait("#status p.done:not([data-old])")
+    assert visit.tokens() == pred and page.locator("#lmx textarea").input_value() == typed
+    visit.wait("#editor .kept")
+    page.get_by_role("button", name="Take the new text").click()
+    assert page.locator("#lmx textarea").input_value().split() == pred
+
+
+def test_an_example_is_there_after_its_files_were_deleted(visit, home):
+    "As after an hour: the picture is read, and its reference score measured."
+    visit.example("Schumann, voice")
+    for path in (home / "gradio").rglob("*schumann-rosen*"):
+        path.unlink()
+    visit.page.click("#over")
+    visit.example("Schumann, voice")
+    visit.tab("Reward")
+    visit.page.wait_for_selector("#earned .terms")
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    "Traces, pads and chips: five parallel lines are staves to who looks for staves."
+    img, rng = Image.new("L", (1400, 700), 235), np.random.default_rng(1)
+    draw = ImageDraw.Draw(img)
+    for _ in range(16):
+        x, y, n = int(rng.integers(40, 500)), int(rng.integers(40, 600)), int(rng.integers(4, 8))
+        for i in range(n):
+            draw.line([(x, y + 12 * i), (x + 800, y + 12 * i), (x + 830, y + 12 * i + 30)], fill=40, width=2)
+    for x, y in rng.integers((0, 0), (1400, 700), (160, 2)).tolist():
+        draw.ellipse([x - 6, y - 6, x + 6, y + 6], fill=30)
+    path = tmp_path_factory.mktemp("pictures") / "board.png"
+    img.save(path)
+    return path
+
+
+def test_what_is_not_music_is_doubted_before_it_is_read(visit, board):
+    said = visit.read(board, "warn")
+    assert "does not look like printed music" in said and visit.page.locator("#score g.measure").count() <= 8
+    assert not visit.page.is_visible("#downloads")
+    visit.page.click("#sure")
+    visit.wait("#status p.done")
+    assert visit.page.locator("#score g.measure").count() > 3
+
+
+def test_who_comes_second_sees_the_place_and_the_first_may_stop(chromium, url):
+    first, second = (Visit(chromium, url) for _ in range(2))
+    first.page.get_by_role("button", name="Bach, the whole page").click()
+    first.page.wait_for_selector("#original .paper")  # the page and its systems, before anything is read
+    assert first.page.locator("#original polygon.system").count() == 6
+    second.page.get_by_role("button", name="Schubert, voice").click()
+    second.page.get_by_text("One reading is before yours").wait_for()
+    first.page.get_by_text("of 6 systems").wait_for()
+    first.page.click("#stop")
+    first.page.get_by_text("Stopped.").wait_for()
+    second.wait("#status p.done")
+    first.read(EXAMPLES / "schumann-rosen-voice.png")
+    for person in (first, second):
+        assert "4 bars" in person.page.inner_text("#status")
+        person.leave()
+
+
+def test_a_new_picture_ends_the_reading_of_the_old_one(visit):
+    visit.page.get_by_role("button", name="Bach, the whole page").click()
+    visit.page.get_by_text("of 6 systems").wait_for()
+    assert "4 bars" in visit.read(EXAMPLES / "schumann-rosen-voice.png")
+    visit.page.evaluate(SETTLED, 1500)
+    assert "4 bars" in visit.page.inner_text("#status") and visit.page.locator("#score section.system").count() == 1
+
+
+CONTRAST = """() => {
+  const parse = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return [m[0], m[1], m[2], m[3] ?? 1] }
+  const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3])).concat(1)
+  const behind = (e) => {
+    const layers = []
+    for (let x = e; x; x = x.parentElement) layers.push(parse(getComputedStyle(x).backgroundColor))
+    return layers.reduceRight((below, layer) => over(layer, below), [255, 255, 255, 1])
+  }
+  const light = (c) => {
+    const [r, g, b] = c.map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+  }
+  const found = []
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
+  while (texts.nextNode()) {
+    const text = texts.currentNode.textContent.trim(), e = texts.currentNode.parentElement
+    if (!text || !e.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue
+    if (e.closest("svg, script, style, :disabled, .sr-only") || !e.getClientRects().length) continue
+    let opacity = 1
+    for (let x = e; x; x = x.parentElement) opacity *= Number(getComputedStyle(x).opacity)
+    const below = behind(e), ink = parse(getComputedStyle(e).color)
+    ink[3] *= opacity
+    const [a, b] = [light(over(ink, below)), light(below)].sort((x, y) => y - x)
+    const ratio = (a + 0.05) / (b + 0.05)
+    if (ratio < 4.5) found.push(`${ratio.toFixed(2)} ${text.slice(0, 40)}`)
+  }
+  return found
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_can_be_read(chromium, url, blank, scheme):
+    "A contrast of 4.5:1, on the first screen, with an error, with a reading, and in every tab."
+    visit = Visit(chromium, url, color_scheme=scheme)
+    assert visit.page.evaluate(CONTRAST) == []
+    visit.read(blank, "error")
+    error = visit.page.eval_on_selector("#status p", "e => getComputedStyle(e).borderLeftColor")
+    assert visit.page.evaluate(CONTRAST) == []
+    visit.page.click("#over")
+    visit.example("Schumann, voice")
+    assert visit.page.eval_on_selector("#status p", "e => getComputedStyle(e).borderLeftColor") != error
+    visit.fold("Settings")
+    visit.fold("Correct the text")
+    visit.page.wait_for_selector("#lmx textarea")
+    assert visit.page.evaluate(CONTRAST) == []
+    for tab, there in (("Reward", "#earned .terms"), ("Under the hood", "#gaze .chosen")):
+        visit.tab(tab)
+        visit.wait(there)
+        assert visit.page.evaluate(CONTRAST) == []
+    visit.leave()
+
+
 def test_draws_are_ranked_and_compared(visit):
     "Three draws: the likeliest is shown, another can be chosen, and the reward sets them side by side."
     page = visit.page
-    page.get_by_role("button", name="How to read").click()
+    visit.fold("Settings")
     page.get_by_role("radio", name="Sampling").click()
     page.locator("#temperature input[type=number]").fill("1.5")
     page.locator("#samples input[type=number]").fill("3")
@@ -373,7 +551,7 @@ def test_draws_are_ranked_and_compared(visit):
 def test_a_beam_and_the_grammar_are_chosen(visit):
     "Only the fields of the way that is chosen are shown; what was chosen is what the library reads."
     page = visit.page
-    page.get_by_role("button", name="How to read").click()
+    visit.fold("Settings")
     assert not page.is_visible("#beam") and not page.is_visible("#temperature")
     page.get_by_role("radio", name="Beam").click()
     page.wait_for_selector("#beam")
@@ -381,7 +559,7 @@ def test_a_beam_and_the_grammar_are_chosen(visit):
     page.locator("#beam input[type=number]").fill("2")
     page.get_by_role("radio", name="time").click()
     tokens = visit.example("Schubert, voice")
-    assert page.inner_text("#status").endswith("Nothing had to be mended.")
+    assert "All bars add up." in page.inner_text("#status")
     torch.set_num_threads(1)
     how = Decoding(beam=2, grammar="time", max_tokens=1024 if (PACKAGED / "model.safetensors").is_file() else 120)
     if how.max_tokens == 1024:
@@ -439,7 +617,12 @@ def test_a_page_its_systems_and_a_pdf(visit, sheet_of_two, tmp_path):
     page = visit.page
     status = visit.read(sheet_of_two)
     assert status.startswith("2 systems, 8 bars"), status
+    assert page.locator("#score section.system").count() == 2 and page.locator("#score polygon.bar").count() == 8
     assert page.locator("#original .system").count() == 2 and page.locator("#original polygon.bar").count() == 8
+    row = visit.boxes("#score section.system .strip > *")
+    assert [b["y"] for b in row] == sorted(b["y"] for b in row)  # each picture above its engraving
+    page.locator("#score .sheet g.measure[data-bar='6'] .glass").click(position={"x": 3, "y": 3})
+    assert page.locator("#score .paper .lit[data-bar='6']").is_visible()
     page.get_by_role("button", name="Correct the systems").click()
     page.wait_for_selector("#frames rect.box >> nth=1")
     page.locator("#frames rect.box").nth(1).click()
@@ -447,22 +630,31 @@ def test_a_page_its_systems_and_a_pdf(visit, sheet_of_two, tmp_path):
     page.click("#reread")
     visit.wait("#status p.done:has-text('4 bars,')")  # not while it is still being read
     assert page.locator("#original polygon.bar").count() == 4
-    pdf = tmp_path / "two pages.pdf"
-    Image.open(sheet_of_two).save(pdf, resolution=200, save_all=True, append_images=[Image.open(sheet_of_two)])
-    page.get_by_role("button", name="How to read").click()
-    visit.wait("#pages")  # the fields of a fold that opens are drawn anew, and empty
-    page.locator("#pages input, #pages textarea").fill("2")
-    page.evaluate(SETTLED, 300)
-    assert page.locator("#pages input, #pages textarea").input_value() == "2"
-    page.set_input_files("input[type=file][accept*=pdf]", pdf)
-    page.get_by_text("2 systems, 8 bars").wait_for()
+
+
+def test_pages_are_chosen_before_they_are_read(visit, sheet_of_two, tmp_path):
+    "A document of three pages: its name and pages at once, their systems, and nothing is read until somebody asks."
+    page, pdf = visit.page, tmp_path / "three <pages>.pdf"
+    sheet, blank = Image.open(sheet_of_two), Image.new("L", (900, 1100), 255)
+    sheet.save(pdf, resolution=200, save_all=True, append_images=[blank, sheet])
+    page.set_input_files("#picture input[type=file]", pdf)
+    page.wait_for_selector("#file .thumbs label:nth-child(3) img")
+    assert "three <pages>.pdf" in page.inner_text("#file") and "3 pages" in page.inner_text("#file .name")
+    assert page.locator("#file .thumbs small").all_inner_texts() == ["2 systems", "no music found", "2 systems"]
+    assert page.locator("#pages input, #pages textarea").input_value() == "1-3"
+    assert "Choose the pages" in page.inner_text("#status") and not page.is_visible("#results")
+    for n in (1, 2):
+        page.locator(f"#file .thumbs input[value='{n}']").uncheck()
+    assert page.locator("#pages input, #pages textarea").input_value() == "3"
+    page.click("#go")
+    visit.wait("#status p.done")
+    assert "2 systems, 8 bars" in page.inner_text("#status")
 
 
 def test_a_photo_from_the_camera_is_read(visit):
-    for button in ("Capture from camera", "Click to Access Webcam"):
-        visit.page.get_by_role("button", name=button).click()
-    visit.page.wait_for_function("document.querySelector('#picture video')?.videoWidth > 0")
-    visit.page.get_by_role("button", name="capture photo").click()
+    visit.page.get_by_role("button", name="Take a photo").click()
+    visit.page.wait_for_function("document.querySelector('dialog.camera video')?.videoWidth > 0")
+    visit.page.get_by_role("button", name="Take the photo").click()
     visit.page.wait_for_selector("#status p.error")
     assert "no staff lines" in visit.page.inner_text("#status .status")
 
@@ -492,6 +684,9 @@ def test_phone(chromium, url, scheme):
     style = "e => [getComputedStyle(e).color, getComputedStyle(e.closest('.sheet')).backgroundColor]"
     ink = phone.page.locator("#score svg g.staff path").first.evaluate(style)
     assert ink == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
+    bars = phone.boxes("#score .sheet g.measure .glass")
+    assert max(b["x"] + b["width"] for b in bars) <= 390 and len({round(b["y"], -1) for b in bars}) > 1  # reflowed
+    phone.page.click("#over")
     phone.example("Schubert, voice")
     phone.tab("Reward")
     phone.page.wait_for_selector("#earned .terms")
@@ -515,7 +710,7 @@ def test_client_gets_growing_scores_and_files(client):
 
     described = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
     names = [p["parameter_name"] for p in described["/transcribe"]["parameters"]]
-    ways = "way beam temperature top_k top_p grammar seed samples pages second_look shifts".split()
+    ways = "way beam temperature top_k top_p grammar seed samples pages second_look shifts anyway".split()
     assert names == ["picture", *ways, "boxes"]
     assert list(described) == ["/transcribe", "/read_music"]
     names = {p["parameter_name"] for p in described["/read_music"]["parameters"]}
@@ -764,7 +959,8 @@ def test_weights_are_scored_without_measuring(app, monkeypatch):
 
 def test_names_and_tokens_of_a_truth_are_escaped(app, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # as if they were uploaded
-    weights, taken = [0.1] * len(TERMS), {"sheets": [SimpleNamespace(parts=[["measure"]])], "at": 0}
+    weights = [0.1] * len(TERMS)
+    taken = app.shelf.put({"sheets": [SimpleNamespace(parts=[["measure"]])], "at": 0})
     for i, text in enumerate(t for t in HOSTILE if "/" not in t):
         for path in (tmp_path / f"{text}.pdf", tmp_path / f"{i}.lmx"):
             path.write_text(f"measure {text.replace(' ', '')}")
@@ -775,5 +971,5 @@ def test_names_and_tokens_of_a_truth_are_escaped(app, tmp_path, monkeypatch):
 
 
 def test_no_truth_is_a_friendly_line(app):
-    ((measured, line, *others),) = app.measure({}, None, "vitomr", *[0.1] * len(TERMS))
+    ((measured, line, *others),) = app.measure(None, None, "vitomr", *[0.1] * len(TERMS))
     assert measured is None and not any(others) and "error" not in line and ".mxl" in line
