@@ -180,7 +180,7 @@ def growing(news: Progress, pace: Pace, passed: float, sofar: str) -> list:
     return outputs_of(status, gr.skip(), views.sheet_html(svg), tokens)
 
 
-def read_once(source: Pages | Document, how: Decoding, watch: Watch, numbers, boxes, anyway: bool, sofar: str) -> Iterator:
+def read_once(source: Pages | Document, how: Decoding, watch: Watch, numbers, boxes, anyway: bool, sofar: str):
     "One reading: lists of outputs while it grows; at its end the document, or None where it is too little like music."
     pace, start, due, last, checks = Pace(len(numbers)), time.monotonic(), 0.0, None, not anyway
     checks &= how.temperature == 0 and how.beam == 1  # else it is not known yet how sure the reader is

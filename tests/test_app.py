@@ -859,9 +859,9 @@ def test_samples_share_file_and_encoding(app, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "MAX_TOKENS", 30)
     *_, last = app.transcribe(
         {"path": str(tmp_path / "a.png")}, way="sampling", beam=4, temperature=1, top_k=0, top_p=1, grammar="shape",
-        seed=0, samples=3, pages="", second_look=True, shifts=2, boxes="",
+        seed=0, samples=3, pages="", second_look=True, shifts=2, anyway=False, boxes="",
     )  # fmt: skip
-    sheets = last[-1]["sheets"]
+    sheets = app.shelf.get(last[-1])["sheets"]
     assert len(sheets) == 3 and len({s.lmx for s in sheets}) == 3
     assert len(opened) == 1 and encoded == [1, 1]
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -16,6 +17,8 @@ from vitomr.serving import (
     Listeners,
     RefusedError,
     ServedHosts,
+    Shelf,
+    Turns,
     UploadsOnly,
     Watch,
     boxes_from,
@@ -23,6 +26,7 @@ from vitomr.serving import (
     decoding_from,
     is_served,
     served_hosts,
+    size_of,
     uploaded,
 )
 from vitomr.transcribe import Decoding
@@ -63,7 +67,7 @@ def test_only_what_was_uploaded_is_read_and_the_answer_is_the_same(folder, path,
     given = str(folder / path) if isinstance(path, str) else path
     with pytest.raises(RefusedError) as e:
         uploaded({"path": given, **meta})
-    assert str(e.value) == "this file was not uploaded to this app; upload it first"
+    assert str(e.value) == "this file was not uploaded to this app, or an hour ago; upload it"
 
 
 def test_an_upload_is_read(folder):
@@ -186,3 +190,36 @@ def test_boxes_come_as_json():
             boxes_from(text)
     with pytest.raises(RefusedError, match="64"):
         boxes_from(json.dumps({"0": [[0, 0, 1, 1]] * 65}))
+
+
+def test_an_upload_that_is_used_is_kept(folder):
+    "Files are deleted by their time of change; a use renews it."
+    import os
+
+    page = folder / "uploads" / "a" / "page.png"
+    os.utime(page, (1, 1))
+    uploaded(str(page))
+    assert page.stat().st_mtime > 1e9
+
+
+def test_turns_are_taken_in_order_and_left_ones_make_room(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("vitomr.serving.time", SimpleNamespace(monotonic=lambda: now[0]))
+    turns = Turns(patience=60)
+    with turns.place() as first, turns.place() as second, turns.place() as third:
+        assert [first(), second(), third()] == [0, 1, 2]
+        now[0] += 61  # the first one reads and asks, the second one has gone without a word
+        assert [first(), third()] == [0, 1]
+    with turns.place() as next_one:
+        assert next_one() == 0
+
+
+def test_the_shelf_is_bounded_and_its_keys_are_not_guessed():
+    shelf = Shelf(most=1000)
+    keys = [shelf.put({"picture": np.zeros(300, np.uint8), "n": i}) for i in range(50)]
+    kept = [k for k in keys if shelf.get(k) is not None]
+    assert kept == keys[-3:] and shelf.size <= 1000 and len(set(keys)) == 50 and min(map(len, keys)) >= 32
+    assert shelf.put("x" * 100, keys[-1]) == keys[-1] and shelf.get(keys[-1]) == "x" * 100
+    assert shelf.put(None) is None and shelf.get(None) is None
+    view = np.zeros(400, np.uint8)[10:20]
+    assert size_of([view, view.base, {"a": view}]) == 400  # each array once, a view as what it keeps alive

@@ -98,9 +98,9 @@ def test_outlines_lie_on_the_picture_in_order(sheet):
 
 
 def test_doubtful_notes_are_coloured_and_named(sheet):
-    svg = views.engraving(sheet.score, colours={"p1n3": "#123456"}, titles=dict.fromkeys(["p1n3"], HOSTILE[0]), odd=[1])
+    svg = views.engraving(sheet.score, colours={"s1p1n3": "#123456"}, titles=dict.fromkeys(["s1p1n3"], HOSTILE[0]), odd=[1])
     shown = ET.fromstring(svg)
-    (note,) = (e for e in shown.iter() if e.get("id") == "p1n3")
+    (note,) = (e for e in shown.iter() if e.get("id") == "s1p1n3")
     assert note.get("fill") == "#123456" and note[0].text == HOSTILE[0]
     bars = [e for e in shown.iter() if "measure" in (e.get("class") or "")]
     assert [b.get("data-bar") for b in bars] == ["0", "1", "2", "3"] and bars[1].get("class") == "measure odd"
