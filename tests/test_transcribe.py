@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -432,6 +433,13 @@ def test_stopped_by_hand_no_file_is_half_written(folder, tmp_path):
         (["evaluate", "--data", "x", "--beam", "2", "--temperature", "1"], "without samples"),
         (["transcribe", str(SCAN), "-o", "a.docx"], ".musicxml"),
         (["transcribe", str(SCAN), "-o", "a.mid", "--weights", "nowhere"], "nowhere"),
+        (["transcribe", str(SCAN), "-o", "a.mid", "--device", "tpu"], "cpu, cuda"),
+        (["transcribe", str(SCAN), "-o", "a.mid", "--device", "cuda:99"], "CUDA device"),
+        (["transcribe", str(SCAN), "-o", "a.mid", "--device", "cuda", "--int8"], "for the CPU"),
+        (["transcribe", str(SCAN), "-o", "a.mid", "--shifts", "5"], "from 1 to 4"),
+        (["transcribe", str(SCAN), "-o", "-", "--format", "lmx,mid"], "one format"),
+        (["transcribe", str(SCAN), "-o", "file.txt/a.mid"], "is a file"),
+        (["transcribe", "song.pdf", "--format", "pdf"], "overwritten"),
         (["data", "build", "--source", "nowhere", "--out", "x", "--count", "3"], "nowhere"),
         (["data", "build", "--source", "music21", "--out", "x", "--count", "0"], "at least 1"),
         (["train", "--preset", "huge", "--data", "x", "--out", "y"], "smoke, tiny"),
@@ -443,10 +451,48 @@ def test_stopped_by_hand_no_file_is_half_written(folder, tmp_path):
 )
 def test_bad_arguments_are_one_line(args, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    for name in ("file.txt", "song.pdf"):
+        (tmp_path / name).write_text("%PDF-1.4 of no pages")
     assert main(args) == 2
     said = capsys.readouterr().err
     assert said.startswith("vitomr: ") and says in said and said.count("\n") == 1
     assert not list(tmp_path.glob("a.*"))
+
+
+def test_what_cannot_be_written_is_said_before_torch_is_loaded(tmp_path):
+    code = "import sys; from vitomr.cli import main; s = main(sys.argv[1:]); sys.exit(s + ('torch' in sys.modules))"
+    for out, says in ((tmp_path / "a.docx", ".musicxml"), (tmp_path / "a.txt" / "b.mid", "is a file")):
+        (tmp_path / "a.txt").write_text("")
+        call = [sys.executable, "-c", code, "transcribe", str(SCAN), "-o", str(out)]
+        done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.fixture
+def quick(monkeypatch, smoke):
+    "A reader that has learned nothing, for the command line."
+    monkeypatch.setattr("vitomr.cli._reader", lambda *args: Transcriber(smoke))
+
+
+def test_output_beside_the_input_and_on_standard_output(tmp_path, quick, capsysbinary):
+    shutil.copy(SCAN, tmp_path / "song.png")
+    assert main(["transcribe", str(tmp_path / "song.png"), *WAY]) == 0
+    said = capsysbinary.readouterr().out.decode()
+    assert read_truth_of_parts(tmp_path / "song.musicxml") and "1 page, 1 system, " in said and said.count("\n") == 1
+    assert main(["transcribe", str(tmp_path / "song.png"), "-o", "-", "--format", "lmx", *WAY]) == 0
+    written, said = capsysbinary.readouterr()
+    assert written.startswith(b"measure ") and written.count(b"\n") == 1 and b"1 page" in said
+    assert {p.name for p in tmp_path.iterdir()} == {"song.png", "song.musicxml"}
+
+
+def test_help_tells_versions_and_defaults(capsys):
+    import vitomr
+
+    of_jobs = "one process each (default: 1)"
+    for args, says in ((["--version"], f"vitomr {vitomr.__version__}"), (["transcribe", "--help"], of_jobs)):
+        with pytest.raises(SystemExit) as e:
+            main(args)
+        assert e.value.code == 0 and says in " ".join(capsys.readouterr().out.split())
 
 
 def test_build_train_export_read_from_the_command_line(tmp_path, piano, capsys):

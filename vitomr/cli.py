@@ -3,8 +3,10 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
+import tempfile
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -30,7 +32,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    from vitomr import __version__
+
     p = argparse.ArgumentParser(prog="vitomr", description="Read pictures of printed music into MusicXML.")
+    p.add_argument("--version", action="version", version=f"vitomr {__version__}")
     commands = p.add_subparsers(required=True, metavar="command")
     reading = reading_options()
 
@@ -39,10 +44,11 @@ def parser() -> argparse.ArgumentParser:
     )
     t.add_argument("source", type=Path, nargs="+", help="a picture, a PDF, or a folder of them; several of each")
     t.add_argument(
-        "-o", "--out", type=Path, required=True,
-        help="output folder; or, for one source, the file to write; its suffix (.musicxml, .mxl, .mid, .pdf, .svg, .lmx) is the format",
+        "-o", "--out", type=Path,
+        help="output folder; for one source, the file to write; its suffix (.musicxml, .mxl, .mid, .pdf, .svg, .lmx) is the"
+        " format; or - for standard output (default: beside each source)",
     )  # fmt: skip
-    t.add_argument("--format", help="formats to write into the folder, as in musicxml,mid,pdf (default: musicxml)")
+    t.add_argument("--format", help="formats to write, as in musicxml,mid,pdf (default: musicxml)")
     t.add_argument("--pages", help="pages of each PDF, as in 1-3,7 (default: all)")
     t.add_argument("--jobs", type=int, default=1, help="files to read in parallel, one process each (default: 1)")
     t.add_argument(
@@ -170,37 +176,84 @@ def reading_options() -> argparse.ArgumentParser:
     r = argparse.ArgumentParser(add_help=False)
     r.add_argument("--weights", help="a weights folder or hub id (default: the packaged weights)")
     r.add_argument("--int8", action="store_true", help="eight-bit weights, on the CPU")
+    r.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda if there is one, else cpu)")
     add_flags(r)
     return r
 
 
 def transcribe(args) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: one token at a time gains nothing from threads
-    from vitomr.page.documents import files_in
-
     if args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs}: expected 1 or more")
-    is_one = args.format is None and bool(args.out.suffix) and not args.out.is_dir()
-    if is_one and (len(args.source) > 1 or args.source[0].is_dir()):
-        raise ValueError(f"-o {args.out.name} names one file; for several sources give a folder, and --format")
-    formats = _formats([args.out.suffix] if is_one else (args.format or "musicxml").split(","))
-    outs = {}  # file → what it is written to
-    for path in files_in(args.source):
-        names = {o.with_suffix("") for written in outs.values() for o in written}
-        stem = args.out / (path.stem if args.out / path.stem not in names else path.name.replace(".", "-"))
-        outs[path] = [args.out] if is_one else [stem.parent / (stem.name + f) for f in formats]
-    options = {"weights": args.weights, "int8": args.int8, "pages": args.pages, "how": decoding_of(args)}
+    how = decoding_of(args)
+    _check_device(args)
+    outs, is_one = _outputs(args)
+    options = {"weights": args.weights, "int8": args.int8, "device": args.device, "pages": args.pages, "how": how}
     options["words"], missing = args.words, _missing_words(args.words)
     if is_one:
-        print(_transcribe_file(*outs.popitem(), **options))
+        said = _transcribe_file(*outs.popitem(), **options, is_watched=True)
+        print(said, file=sys.stderr if _is_stdout(args.out) else sys.stdout)
         status = 0
     else:
         if args.weights is None or Path(args.weights).is_dir():
-            _reader(args.weights, args.int8)  # weights that cannot be read end here, not once for each file
+            _reader(args.weights, args.int8, args.device)  # weights that cannot be read end here, not once a file
         status = _transcribe_all(outs, args.jobs, options)
     if missing:
         print(f"vitomr: {missing}", file=sys.stderr)
     return status
+
+
+def _is_stdout(out: Path | None) -> bool:
+    return out is not None and str(out) == "-"
+
+
+def _check_device(args) -> None:
+    "Raises ValueError for a device that there cannot be."
+    if args.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
+        raise ValueError(f"--device {args.device!r}: expected cpu, cuda or cuda:0, cuda:1 ...")
+    if args.int8 and args.device not in (None, "cpu"):
+        raise ValueError(f"--int8 with --device {args.device}: eight bits are for the CPU; leave one of them out")
+
+
+def _outputs(args) -> tuple[dict[Path, list[Path]], bool]:  # file → what it is written to; is there one only
+    "Where everything goes, checked before anything is read. Raises ValueError or OSError in one line."
+    from vitomr.page.documents import files_in
+
+    out = args.out
+    is_file = out is not None and not _is_stdout(out) and args.format is None and bool(out.suffix) and not out.is_dir()
+    is_one = is_file or _is_stdout(out)
+    if is_one and (len(args.source) > 1 or args.source[0].is_dir()):
+        raise ValueError(f"-o {out.name} names one file; for several sources give a folder, and --format")
+    formats = _formats([out.suffix] if is_file else (args.format or "musicxml").split(","))
+    if _is_stdout(out) and len(formats) > 1:
+        raise ValueError(f"-o - takes one format; {len(formats)} were asked for")
+    if _is_stdout(out):
+        return {args.source[0]: [Path("-" + formats[0])]}, True
+    outs: dict[Path, list[Path]] = {}
+    for path in files_in(args.source):
+        folder = path.parent if out is None else out
+        names = {o.with_suffix("") for written in outs.values() for o in written}
+        stem = folder / (path.stem if folder / path.stem not in names else path.name.replace(".", "-"))
+        outs[path] = [out] if is_file else [stem.parent / (stem.name + f) for f in formats]
+        if clash := next((o for o in outs[path] if o == path), None):
+            raise ValueError(f"{clash.name} would be overwritten by what is read of it; give another folder with -o")
+    for written in outs.values():
+        for o in written:
+            _check_writable(o)
+    return outs, is_one or (out is None and len(outs) == 1)
+
+
+def _check_writable(out: Path) -> None:
+    "Raises OSError when a file cannot be written there."
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder; name a file in it, or give --format")
+    folder = next(p for p in out.absolute().parents if p.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{out} cannot be written: {folder} is a file")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise OSError(f"{out} cannot be written: {e.strerror or type(e).__name__} in {folder}") from None
 
 
 def _missing_words(asked: bool | None) -> str | None:
@@ -216,7 +269,7 @@ def _missing_words(asked: bool | None) -> str | None:
 
 def _formats(names: list[str]) -> list[str]:
     "Suffixes of what to write. Raises ValueError."
-    from vitomr.transcribe import SUFFIXES
+    from vitomr.notation.finish import SUFFIXES
 
     formats = ["." + name.strip().lstrip(".").lower() for name in names]
     for f in formats:
@@ -226,11 +279,19 @@ def _formats(names: list[str]) -> list[str]:
 
 
 @cache
-def _reader(weights: str | None, int8: bool):
-    "The reader of this process."
+def _reader(weights: str | None, int8: bool, device: str | None):
+    "The reader of this process. Raises ValueError for a device that this machine does not have."
+    import torch
+
     from vitomr.transcribe import Transcriber
 
-    return Transcriber.from_pretrained(weights, int8=int8)
+    if device and device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {device}: this machine has {_count(torch.cuda.device_count(), 'CUDA device')}")
+    return Transcriber.from_pretrained(weights, int8=int8, device=device)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 _stop = None  # of a worker: set when a person stops the program
@@ -244,19 +305,50 @@ def _begin_work(stop) -> None:
 
 
 def _transcribe_file(
-    path: Path, outs: list[Path], *, weights: str | None, int8: bool, pages: str | None, how, words: bool | None
-) -> str:
+    path: Path, outs: list[Path], *, weights, int8: bool, device, pages: str | None, how, words: bool | None,
+    is_watched: bool = False,
+) -> str:  # fmt: skip
     "Read one file, write all formats, and say what was found. Raises ValueError or OSError in one line."
-    for news in _reader(weights, int8).read(path, pages=pages, how=how, words=words):  # noqa: B007, the last one holds all
+    news_of = _reader(weights, int8, device).read(path, pages=pages, how=how, words=words)
+    for news in _watched(path, pages, news_of) if is_watched else news_of:  # noqa: B007, the last one holds all
         if _stop is not None and _stop.is_set():
             raise KeyboardInterrupt
     reading = news.document
-    outs[0].parent.mkdir(parents=True, exist_ok=True)
     for out in outs:
-        reading.save(out)
-    faults = [p.fault for p in reading.pages if p.fault]
-    told = f"{len(reading.pages)} pages, {len(reading.systems)} systems, {reading.n_bars} bars, {reading.n_minor} errors repaired"
-    return f"{', '.join(map(str, outs))}: {told}" + (f"; {len(faults)} pages without music found" if faults else "")
+        if out.name.startswith("-.") and out.parent == Path():  # standard output
+            sys.stdout.buffer.write(reading.to_bytes(out.suffix))
+            sys.stdout.buffer.flush()
+        else:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            reading.save(out)
+    faults = sum(1 for p in reading.pages if p.fault)
+    found = {"page": len(reading.pages), "system": len(reading.systems), "bar": reading.n_bars}
+    told = f"{', '.join(_count(n, what) for what, n in found.items())}, {_count(reading.n_minor, 'error')} repaired"
+    where = path.name if outs[0].name.startswith("-.") else ", ".join(map(str, outs))
+    return f"{where}: {told}" + (f"; {_count(faults, 'page')} without music found" if faults else "")
+
+
+def _watched(path: Path, pages: str | None, news_of):
+    "The news of a reading; a terminal sees how far it is."
+    if not sys.stderr.isatty():
+        yield from news_of
+        return
+    import time
+
+    from vitomr.page.documents import n_pages, page_numbers
+    from vitomr.progress import Pace, how_far
+
+    pace, start, due = Pace(len(page_numbers(pages, n_pages(path)))), time.monotonic(), 0.0
+    try:
+        for news in news_of:
+            pace.hear(news)
+            now = time.monotonic()
+            if now >= due and news.kind != "done":
+                print(f"\r\033[K{how_far(pace, now - start)[:100]}", end="", file=sys.stderr, flush=True)
+                due = now + 0.5
+            yield news
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _transcribe_all(outs: dict[Path, list[Path]], n_jobs: int, options: dict) -> int:
@@ -270,7 +362,7 @@ def _transcribe_all(outs: dict[Path, list[Path]], n_jobs: int, options: dict) ->
     stop = context.Event()
     with (
         ProcessPoolExecutor(min(n_jobs, len(outs)), context, initializer=_begin_work, initargs=(stop,)) as pool,
-        tqdm(total=len(outs), unit="file", mininterval=1, delay=2) as bar,
+        tqdm(total=len(outs), unit="file", mininterval=1, delay=2, leave=False) as bar,
     ):
         jobs = {pool.submit(_transcribe_file, p, o, **options): p for p, o in outs.items()}
         try:
@@ -280,7 +372,7 @@ def _transcribe_all(outs: dict[Path, list[Path]], n_jobs: int, options: dict) ->
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    print(f"{len(outs) - n_failed} of {len(outs)} files read" + (f", {n_failed} failed" if n_failed else ""))
+    print(f"{len(outs) - n_failed} of {_count(len(outs), 'file')} read" + (f", {n_failed} failed" if n_failed else ""))
     return int(n_failed > 0)
 
 
@@ -660,7 +752,8 @@ def evaluate(args) -> None:
     else:
         options = {"layout": args.layout, "split": args.split, "limit": args.limit, "bars": _range(args.bars)}
         options |= {"degradations": args.degradation.split(","), "how": decoding_of(args)}
-        reader = Transcriber.from_pretrained(args.weights, int8=args.int8)
+        _check_device(args)
+        reader = _reader(args.weights, args.int8, args.device)
         readings = list(_progress(read_pairs(reader, args.data, **options)))
     if args.json:
         save_readings(readings, args.json)

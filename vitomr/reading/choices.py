@@ -126,7 +126,8 @@ def control_of(name: str) -> tuple[str, dict]:  # name of a gradio component, it
     c = choice_of(f)
     options = {"label": c.label, "value": f.default if c.start is None else c.start}
     if c.offered == (False, True):
-        return "Checkbox", options | {"value": bool(f.default), "info": c.hint or c.help}
+        switch = [("Off", 0), ("On", f.default)]  # numbers: the type that a program gives, too
+        return "Radio", options | {"choices": switch, "info": c.hint or c.help}
     if not c.offered:
         return "Number", options | {"precision": 0 if f.type is int else None}
     if c.values or f.name == "shifts":
