@@ -194,7 +194,7 @@ def read_once(source: Pages | Document, how: Decoding, watch: Watch, numbers, bo
         if (sure := how_like_music(begun, pace.done)) is not None:
             checks = False
             if sure < LEAST_SURE:
-                yield [status_html("warn", doubt_text(sure)), *KEPT]
+                yield outputs_of(status_html("warn", doubt_text(sure)), gr.skip())
                 yield None
                 return
         now = time.monotonic()

@@ -224,7 +224,7 @@ def test_picture_in_score_out(visit, tmp_path):
 def test_error_is_one_line_and_the_next_picture_is_read(visit, blank, tmp_path):
     visit.read(SCAN)
     assert "no staff lines" in visit.read(blank, "error")
-    assert visit.page.locator("#score svg").count() == 0
+    assert visit.page.locator("#score .sheet").count() == 0
     assert not visit.page.is_visible("#results")
     no_picture = tmp_path / "words.png"
     no_picture.write_text("not a picture")
@@ -442,7 +442,7 @@ def board(tmp_path_factory):
 
 def test_what_is_not_music_is_doubted_before_it_is_read(visit, board):
     said = visit.read(board, "warn")
-    assert "does not look like printed music" in said and visit.page.locator("#score g.measure").count() <= 8
+    assert "does not look like printed music" in said and visit.page.locator("#score g.measure").count() == 0
     assert not visit.page.is_visible("#downloads")
     visit.page.click("#sure")
     visit.wait("#status p.done")

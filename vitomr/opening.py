@@ -86,7 +86,7 @@ class Glance:
     def said(self) -> str:
         return "cannot be read" if self.fault else count(self.n_systems, "system") if self.n_systems else "no music found"
 
-
+# %% ../nbs/opening.ipynb #21e32719
 def _thumb(img: np.ndarray, page: Page | None, width: int = 180) -> np.ndarray:
     "A small picture of a page, its systems framed."
     if page is not None:

@@ -177,7 +177,7 @@ class History:
     done: list[Change] = field(default_factory=list)
     undone: list[Change] = field(default_factory=list)
 
-
+# %% ../nbs/proof.ipynb #ee434195
 MOST_CHANGES = 200  # that can be taken back
 
 
@@ -221,7 +221,7 @@ def rewritten(history: History, before: Sheet, after: Sheet) -> History:
                 new.done.append(Change(k, i, list(a.look.tokens), list(b.look.tokens)))
     return new
 
-
+# %% ../nbs/proof.ipynb #cc8fdced
 def patch_html(
     seq: int,  # number of the request
     row: str,  # of the system that changed, as `row_html`; empty for none

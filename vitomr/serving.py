@@ -312,7 +312,7 @@ def size_of(value: object) -> int:
 
     return add(value)
 
-
+# %% ../nbs/serving.ipynb #1f4fdee4
 class Shelf:
     "Values under keys that nobody guesses; the oldest make room."
 

@@ -129,7 +129,7 @@ class Line:
             end += 1
         return self.items[first:end]
 
-
+# %% ../../nbs/notation/edit.ipynb #b97c003f
 def _beams(notes: Sequence[Note]) -> list[list[Note]]:
     "Which notes stand under one beam: from the first that begins one to the one that ends as many as are open."
     open_, found = {}, []  # bar and voice → notes, beams that are open
@@ -197,27 +197,7 @@ def _elapsed(items: Sequence[Note | str]) -> int:
         at += 1
     return now
 
-
-def _refit(line: Line, bar: int, before: Sequence[Note | str]) -> None:
-    "Let the backups of a bar lead to where they led before."
-    is_bar = [i for i, x in enumerate(line.items) if x == "measure"]
-    start, end = is_bar[bar], (is_bar + [len(line.items)])[bar + 1]
-    items = line.items[start:end]
-    old, new = _voices(before), _voices(items)
-    if len(old) != len(new):
-        return
-    shift, made = 0, []
-    for (was, _), (now, back) in zip(old, new, strict=True):
-        shift += _elapsed(now) - _elapsed(was)
-        made += now
-        if back and shift:
-            target = sum(_length(t) for t in back if t in V.NOTE_TYPE_TOKENS) + shift
-            roots = _spelled(target) if target > 0 and all(t == "backup" or t in V.NOTE_TYPE_TOKENS for t in back) else []
-            back, shift = ([t for r in roots for t in ("backup", r)] or back), (0 if roots else shift)
-        made += back
-    line.items[start:end] = made
-
-
+# %% ../../nbs/notation/edit.ipynb #2cee472c
 def _voices(items: Sequence[Note | str]) -> list[tuple[list, list[str]]]:
     "A bar cut at its backups: what comes before each, and its tokens."
     found, now, at = [], [], 0
@@ -236,6 +216,26 @@ def _voices(items: Sequence[Note | str]) -> list[tuple[list, list[str]]]:
         found.append((now, back))
         now = []
     return [*found, (now, [])]
+
+# %% ../../nbs/notation/edit.ipynb #7ca90413
+def _refit(line: Line, bar: int, before: Sequence[Note | str]) -> None:
+    "Let the backups of a bar lead to where they led before."
+    is_bar = [i for i, x in enumerate(line.items) if x == "measure"]
+    start, end = is_bar[bar], (is_bar + [len(line.items)])[bar + 1]
+    items = line.items[start:end]
+    old, new = _voices(before), _voices(items)
+    if len(old) != len(new):
+        return
+    shift, made = 0, []
+    for (was, _), (now, back) in zip(old, new, strict=True):
+        shift += _elapsed(now) - _elapsed(was)
+        made += now
+        if back and shift:
+            target = sum(_length(t) for t in back if t in V.NOTE_TYPE_TOKENS) + shift
+            roots = _spelled(target) if target > 0 and all(t == "backup" or t in V.NOTE_TYPE_TOKENS for t in back) else []
+            back, shift = ([t for r in roots for t in ("backup", r)] or back), (0 if roots else shift)
+        made += back
+    line.items[start:end] = made
 
 # %% ../../nbs/notation/edit.ipynb #390ea047
 def _hand_over(line: Line, note: Note) -> None:
@@ -293,7 +293,7 @@ def _pitch_at(line: Line, note: Note, by: int) -> str:
         raise EditError(f"no pitch {pitch}; the lowest is C0 and the highest B9")
     return pitch
 
-
+# %% ../../nbs/notation/edit.ipynb #d0e2a46b
 def move_pitch(line: Line, note: Note, by: int) -> Note:
     "Up or down by steps of the scale."
     new = _pitch_at(line, note, by)
@@ -353,7 +353,7 @@ def toggle_tie(line: Line, note: Note, _=None) -> Note:
         other.after.append("tied:stop")
     return note
 
-
+# %% ../../nbs/notation/edit.ipynb #bc8ce39c
 def delete(line: Line, note: Note, _=None) -> Note | None:
     "A note of a chord goes, a note alone becomes a rest, a rest goes and closes the gap."
     _untie(line, note)
@@ -412,7 +412,7 @@ def add_to_chord(line: Line, note: Note, by: int = 2) -> Note:
     line.items.insert(line.items.index(line.chord(note)[-1]) + 1, new)
     return new
 
-
+# %% ../../nbs/notation/edit.ipynb #10fec095
 EDITS: dict[str, Callable] = {  # name → f(line, note, value)
     "pitch": move_pitch,
     "length": set_length,
