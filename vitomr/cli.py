@@ -742,7 +742,6 @@ def evaluate(args) -> None:
     if args.policy or args.predictions:
         raise ValueError("--policy and --predictions go with --task; the reader's readings are kept by --json")
     from vitomr.evaluate import FIGURES, load_readings, plot_all, read_pairs, report, save_readings
-    from vitomr.transcribe import Transcriber
 
     names = args.figures.split(",") if args.figures else list(FIGURES)
     if unknown := [n for n in names if n not in FIGURES]:

@@ -34,6 +34,7 @@ class Note:
     voice: str | None = None  # where it is written; else that of the note before
     after: list[str] = field(default_factory=list)  # dots, accidental, stem, staff, beams, ties ...
     event: Event | None = None  # bar, onset, voice and staff as they were before the edit; None for a new note
+    given: tuple = ()  # what it was made of, and its tokens in the order in which they were written
 
     @property
     def is_chord(self) -> bool:
@@ -48,7 +49,13 @@ class Note:
         return _length(self.root, self.after.count("dot"), tuplet)
 
     @property
+    def content(self) -> tuple:
+        return self.kind, self.root, self.voice, tuple(self.before), tuple(self.after)
+
+    @property
     def tokens(self) -> list[str]:
+        if self.given and self.given[0] == self.content:
+            return list(self.given[1])
         voice = [self.voice] if self.voice else []
         return [*self.before, self.kind, *voice, self.root, *sorted(self.after, key=TOKEN_ID.__getitem__)]
 
@@ -74,7 +81,9 @@ def _note(tokens: Sequence[str], e: Event) -> Note:
     at = tokens.index(e.root)
     voice = next((t for t in tokens[:at] if t in V.VOICE_TOKENS), None)
     before = [t for t in tokens[:at] if t not in (e.kind, voice)]
-    return Note(e.kind, e.root, before, voice, list(tokens[at + 1 :]), e)
+    note = Note(e.kind, e.root, before, voice, list(tokens[at + 1 :]), e)
+    note.given = note.content, list(tokens)  # untouched, it stays as it was written
+    return note
 
 # %% ../../nbs/notation/edit.ipynb #838a8e47
 @dataclass
