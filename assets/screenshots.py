@@ -67,7 +67,7 @@ def visit(browser, url: str, **context) -> Page:
 def example(page: Page, name: str) -> None:
     page.get_by_role("button", name=name).click()
     page.wait_for_selector("#status p.done")
-    page.wait_for_selector("#original polygon.bar")
+    page.wait_for_selector("#score polygon.bar")
 
 
 def main() -> None:
@@ -78,8 +78,7 @@ def main() -> None:
             browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
             page = visit(browser, url, viewport={"width": 1100, "height": 800})
             example(page, "Schumann, like a photo")
-            page.locator("#original polygon.bar").nth(1).click()
-            page.get_by_role("button", name="What the model wrote").click()
+            page.locator("#score polygon.bar").nth(1).click()
             shoot(page, "transcribe")
             page.get_by_role("tab", name="Reward").click()
             page.wait_for_selector("#diff .sheet")
@@ -90,12 +89,10 @@ def main() -> None:
             page = visit(browser, url, viewport={"width": 1300, "height": 800})
             page.set_input_files("#picture input[type=file]", a_page(Path(folder, "page.png")))
             page.wait_for_selector("#status p.done")
-            page.get_by_role("button", name="What the model wrote").click()
-            page.locator("#original polygon.bar").nth(4).click()
+            page.locator("#score polygon.bar").nth(4).click()
             shoot(page, "page")
             page = visit(browser, url, viewport={"width": 390, "height": 800}, color_scheme="dark")
             example(page, "Schubert, voice")
-            page.get_by_role("button", name="What the model wrote").click()
             shoot(page, "phone")
         finally:
             app.terminate()
