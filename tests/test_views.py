@@ -98,7 +98,8 @@ def test_outlines_lie_on_the_picture_in_order(sheet):
 
 
 def test_doubtful_notes_are_coloured_and_named(sheet):
-    svg = views.engraving(sheet.score, colours={"s1p1n3": "#123456"}, titles=dict.fromkeys(["s1p1n3"], HOSTILE[0]), odd=[1])
+    name = "s1p1n3"
+    svg = views.engraving(sheet.score, colours={name: "#123456"}, titles={name: HOSTILE[0]}, odd=[1])
     shown = ET.fromstring(svg)
     (note,) = (e for e in shown.iter() if e.get("id") == "s1p1n3")
     assert note.get("fill") == "#123456" and note[0].text == HOSTILE[0]

@@ -65,7 +65,8 @@ def examples_html(
         img = small(open_picture(folder / f"{name}.png"), width)
         img = img[: round(0.75 * width)]  # of a whole page, its beginning
         picture = f'<img src="{picture_uri(img)}" alt=""/>'
-        return f'<button type="button" data-example="{html.escape(name)}">{picture}<span>{html.escape(label)}</span></button>'
+        said = f"{picture}<span>{html.escape(label)}</span>"
+        return f'<button type="button" data-example="{html.escape(name)}">{said}</button>'
 
     return f'<div class="examples">{"".join(one(n, t) for n, t in labels.items())}</div>'
 
@@ -84,7 +85,9 @@ class Glance:
 
     @property
     def said(self) -> str:
-        return "cannot be read" if self.fault else count(self.n_systems, "system") if self.n_systems else "no music found"
+        if self.fault:
+            return "cannot be read"
+        return count(self.n_systems, "system") if self.n_systems else "no music found"
 
 # %% ../nbs/opening.ipynb #21e32719
 def _thumb(img: np.ndarray, page: Page | None, width: int = 180) -> np.ndarray:

@@ -110,6 +110,6 @@ def how_like_music(
 def doubt_text(sure: float) -> str:
     "Why a reading was stopped."
     return (
-        f"This does not look like printed music: the reader is only {100 * sure:.0f} % sure of what it begins to write, "
-        "and printed music gives 94 % and more. Is it the right picture, the right way up?"
+        f"This does not look like printed music: the reader is only {100 * sure:.0f} % sure of what it begins to "
+        "write, and printed music gives 94 % and more. Is it the right picture, the right way up?"
     )

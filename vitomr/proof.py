@@ -10,9 +10,9 @@ __all__ = ['MOST_CHANGES', 'bars_of', 'system_score', 'system_svg', 'strip', 'ro
 import copy
 import html
 import json
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-import xml.etree.ElementTree as ET
 
 import numpy as np
 

@@ -269,7 +269,7 @@ class Turns:
 
     @contextmanager
     def place(self) -> Iterator[Callable[[], int]]:
-        "A place in the line. What it gives tells how many must leave first; it is asked now and then to keep the place."
+        "A place in the line. What it gives tells how many must leave first; who does not ask loses the place."
         mine = object()
         with self._lock:
             self._line[mine] = time.monotonic()

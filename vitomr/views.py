@@ -450,7 +450,8 @@ def summary(sheet: Sheet) -> str:
     again = sum(line.n_again for line in sheet.document.lines)
     several = f"{count(len(sheet.systems), 'system')}, " if len(sheet.systems) > 1 else ""
     one = len(odd) == 1
-    adds_up = f"{'Bar' if one else 'Bars'} {_numbers(odd)} {'does' if one else 'do'} not add up." if odd else "All bars add up."
+    which = f"{'Bar' if one else 'Bars'} {_numbers(odd)} {'does' if one else 'do'}" if odd else ""
+    adds_up = f"{which} not add up." if odd else "All bars add up."
     said = [
         f"{several}{count(len(sheet.made.places), 'bar')}. {adds_up}",
         f"{100 * mean:.0f} % sure on average, least of bar {worst + 1}: {100 * sure[worst]:.0f} %.",

@@ -241,7 +241,8 @@ def _refit(line: Line, bar: int, before: Sequence[Note | str]) -> None:
         made += now
         if back and shift:
             target = sum(_length(t) for t in back if t in V.NOTE_TYPE_TOKENS) + shift
-            roots = _spelled(target) if target > 0 and all(t == "backup" or t in V.NOTE_TYPE_TOKENS for t in back) else []
+            is_plain = target > 0 and all(t == "backup" or t in V.NOTE_TYPE_TOKENS for t in back)
+            roots = _spelled(target) if is_plain else []
             back, shift = ([t for r in roots for t in ("backup", r)] or back), (0 if roots else shift)
         made += back
     line.items[start:end] = made
@@ -291,7 +292,8 @@ def _pitch_at(line: Line, note: Note, by: int) -> str:
         clef = "clef:G2"
         for i, x in enumerate(line.items[:at]):
             if isinstance(x, str) and x.startswith("clef:"):
-                of = next((t for t in line.items[i + 1 : i + 3] if isinstance(t, str) and t.startswith("staff:")), "staff:1")
+                after = [t for t in line.items[i + 1 : i + 3] if isinstance(t, str)]
+                of = next((t for t in after if t.startswith("staff:")), "staff:1")
                 clef = x if of == (staff or "staff:1") else clef
         middle = {"G": 32, "F": 24, "C": 28}[clef[5]] + 2 * (3 - int(clef[6]))  # steps above C0
         number = middle + by
