@@ -60,9 +60,9 @@ def roughly(seconds: float) -> str:
     if seconds < 8:
         return "a few seconds"
     if seconds < 55:
-        return f"{5 * round(seconds / 5)} s"
+        return f"about {5 * round(seconds / 5)} s"
     minutes = max(1, round(seconds / 60))
-    return f"{minutes} minute{'s' if minutes > 1 else ''}"
+    return f"about {minutes} minute{'s' if minutes > 1 else ''}"
 
 
 def how_far(pace: Pace, passed: float) -> str:
@@ -76,7 +76,7 @@ def how_far(pace: Pace, passed: float) -> str:
     said += [f"{n_done} of {len(systems)} systems"] if len(systems) > 1 else []
     said += [f"{bars} bar{'' if bars == 1 else 's'} so far"] if bars else []
     left = pace.seconds_left(passed)
-    said += [f"about {roughly(left)} left"] if left is not None else []
+    said += [f"{roughly(left)} left"] if left else []
     return f"Reading. {', '.join(said)}." if said else f"Reading page {page.number}."
 
 # %% ../nbs/progress.ipynb #e9835710
