@@ -841,6 +841,10 @@ with gr.Blocks(title="vitomr: printed music to MusicXML", analytics_enabled=Fals
     quick = {"queue": False, "show_progress": "hidden", **private}
     as_is = {"preprocess": False}  # what a program sends is looked at here
     shown = {"show_progress": "hidden", **private}
+    by_name = again.click(  # the first of its function, for programs; its HTML is for people, not for a language model
+        **read, api_name="transcribe", api_visibility="undocumented" if MCP else "public",
+        api_description=inspect.getdoc(transcribe), trigger_mode="always_last",
+    )  # fmt: skip
     # first goes what belonged to the picture before: the page asks for the effects of one event one after the other
     picture.upload(
         lambda: [*outputs_of(busy_html("Opening the file.")), None, "", *nothing],
@@ -855,10 +859,7 @@ with gr.Blocks(title="vitomr: printed music to MusicXML", analytics_enabled=Fals
     reading = [
         arrived.then(**read | {"fn": begin}, **private),
         picked.then(**read, **private),
-        again.click(  # its HTML is for people, not for a language model
-            **read, api_name="transcribe", api_visibility="undocumented" if MCP else "public",
-            api_description=inspect.getdoc(transcribe), trigger_mode="always_last",
-        ),
+        by_name,
         go.click(**read, cancels=looking, **private),
         reread.click(**read, **private),
         sure.click(lambda: True, outputs=anyway, **quick).then(**read, **private),

@@ -430,7 +430,7 @@ def test_stopped_by_hand_no_file_is_half_written(folder, tmp_path):
         (["transcribe", str(SCAN), "-o", "a.mid", "--beam", "0"], "beam 0"),
         (["transcribe", str(SCAN), "-o", "a.mid", "--grammar", "strict"], "shape, time"),
         (["transcribe", str(SCAN), "-o", "a.mid", "--top-p", "0.5"], "temperature"),
-        (["evaluate", "--data", "x", "--beam", "2", "--temperature", "1"], "without samples"),
+        (["evaluate", "--data", "x", "--beam", "2", "--temperature", "1"], "or sampling"),
         (["transcribe", str(SCAN), "-o", "a.docx"], ".musicxml"),
         (["transcribe", str(SCAN), "-o", "a.mid", "--weights", "nowhere"], "nowhere"),
         (["transcribe", str(SCAN), "-o", "a.mid", "--device", "tpu"], "cpu, cuda"),
@@ -481,7 +481,7 @@ def test_output_beside_the_input_and_on_standard_output(tmp_path, quick, capsysb
     assert read_truth_of_parts(tmp_path / "song.musicxml") and "1 page, 1 system, " in said and said.count("\n") == 1
     assert main(["transcribe", str(tmp_path / "song.png"), "-o", "-", "--format", "lmx", *WAY]) == 0
     written, said = capsysbinary.readouterr()
-    assert written.startswith(b"measure ") and written.count(b"\n") == 1 and b"1 page" in said
+    assert encode(written.decode().split()) and written.count(b"\n") == 1 and b"1 page" in said
     assert {p.name for p in tmp_path.iterdir()} == {"song.png", "song.musicxml"}
 
 
