@@ -730,8 +730,8 @@
       thumbs.dataset.ticked = "1";
       pages.tick();
     }
-    if (!measure.known && one("#width textarea, #width input")) {
-      measure.known = true;
+    if (Date.now() - (measure.told || 0) > 500) { // again and again: what is told before the page is awake is lost
+      measure.told = Date.now();
       measure();
     }
     const panel = document.querySelector(".gaze");

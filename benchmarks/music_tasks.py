@@ -1,6 +1,6 @@
 """What the reader answers about engraved systems of songs it was not trained on: counts, boxes, LMX.
 
-    OMP_NUM_THREADS=1 python benchmarks/music_tasks.py --source openscore-lieder.zip --count 40 --out nbs/results/tasks_music.json
+    OMP_NUM_THREADS=1 python benchmarks/music_tasks.py --source openscore-lieder.zip --count 40 --out tasks_music.json
 
 Each system is asked for its bars, notes and staves, for the box of one bar, for the boxes of all, and for its LMX.
 """
