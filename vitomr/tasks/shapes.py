@@ -44,15 +44,15 @@ ARM_COLOURS = {"start": "#666666", "GRPO": "#009E73", "supervised": "#D55E00"}
 
 def plot_results(results: Mapping) -> plt.Figure:
     "Figures on held-out questions before and after, with intervals; beside them the curves during GRPO."
-    tasks = list(results["start"])
+    tasks, labels = list(results["start"]), {}
     fig, axes = plt.subplots(1, 1 + len(tasks), figsize=(3.3 * (1 + len(tasks)), 2.7), layout="constrained")
     for k, t in enumerate(tasks):
         rows = [("start", 0, results["start"])] + [(a["arm"], a["seed"], a["end"]) for a in results["arms"]]
-        for i, (arm, _seed, figures) in enumerate(rows):
+        for i, (arm, seed, figures) in enumerate(rows):
             r = {key: 100 * figures[t][MAIN[t]][key] for key in ("value", "low", "high")}
             axes[0].plot([r["low"], r["high"]], [-i - 8 * k] * 2, lw=2, alpha=0.5, color=ARM_COLOURS[arm])
             axes[0].plot(r["value"], -i - 8 * k, "o", ms=4, color=ARM_COLOURS[arm])
-        axes[0].text(0.02, -8 * k + 0.9, f"{t}: {MAIN[t]}", fontsize=8, transform=axes[0].get_yaxis_transform())
+            labels[-i - 8 * k] = f"{t}, {arm}" + ("" if arm == "start" else f" {seed}")
         ax = axes[1 + k]
         for a in (a for a in results["arms"] if a["arm"] == "GRPO"):
             steps, values = zip(*[(0, results["start"]), *a["curve"]])
@@ -60,9 +60,7 @@ def plot_results(results: Mapping) -> plt.Figure:
             ax.fill_between(steps, low, high, color=ARM_COLOURS["GRPO"], alpha=0.15, lw=0)
             ax.plot(steps, mean, "o-", ms=3, color=ARM_COLOURS["GRPO"], ls=("-", "--")[a["seed"] % 2])
         bare(ax, "step of GRPO", f"{MAIN[t]}, %", f"{t}, held out, two seeds" if len(results["arms"]) > 2 else t)
-    bare(axes[0], "%, held out", "", "Before and after").set_yticks([])
-    for i, (arm, colour) in enumerate(ARM_COLOURS.items()):
-        axes[0].text(0.02, 0.02 + 0.08 * i, arm, color=colour, fontsize=8, transform=axes[0].transAxes)
+    bare(axes[0], "%, held out", "", "Before and after, by seed").set_yticks([*labels], [*labels.values()], fontsize=8)
     return fig
 
 # %% ../../nbs/tasks/shapes.ipynb #9491b904
@@ -78,7 +76,7 @@ def plot_rewards(results: Mapping) -> plt.Figure:
         smooth = np.convolve(curve, np.ones(span) / span, "valid")
         dash = ("-", "--")[a["seed"] % 2]
         axes[1].plot(np.arange(len(smooth)) + span - 1, smooth, color=ARM_COLOURS["GRPO"], ls=dash)
-    bare(axes[1], "step of GRPO", "mean task reward", "Sampled answers earn more")
+    bare(axes[1], "step of GRPO", "mean task reward", "Reward of sampled answers, two seeds")
     return fig
 
 
