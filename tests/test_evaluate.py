@@ -175,7 +175,7 @@ def test_with_the_grammar_an_untrained_reader_writes_without_error(untrained, im
     [
         ({"grammar": "lmx"}, "'lmx'.*shape"),
         ({"beam": 0}, "beam 0"),
-        ({"beam": 2, "temperature": 1}, "without samples"),
+        ({"beam": 2, "temperature": 1}, "choose beam search or sampling"),
         ({"temperature": -1}, "temperature -1"),
         ({"top_k": 5}, "top_k 5.*temperature"),
         ({"max_tokens": 0}, "max_tokens 0"),

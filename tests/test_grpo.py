@@ -1112,7 +1112,7 @@ def test_the_command_line_practises(tmp_path, shards, model, capsys):
         (["--set", "num_generations"], "expected NAME=VALUE"),
         (["--set", "num_generations=5"], "num_generations can be 2, 4, 8, 16, 32"),
         (["--set", "g=5"], "unknown settings g; there are"),
-        (["--tracker", "mlflow"], "unknown tracker"),
+        (["--tracker", "tensor"], "unknown tracker"),
         (["--preset", "huge"], "unknown preset"),
         (["--init", str(tmp_path)], "config.json"),
     ):
