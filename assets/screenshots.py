@@ -1,50 +1,16 @@
-"""Screenshots of the app for the README: this script writes assets/*.png. It needs playwright and chromium."""
+"""The screenshot of the app for the docs: writes assets/transcribe.png. It needs playwright and chromium."""
 
-import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = ROOT / "examples"
-
-
-def a_page(path: Path) -> Path:
-    "The six systems of the scan, one below the other again."
-    lines = [Image.open(EXAMPLES / "bach-invention-1" / f"system-{i}.png").convert("L") for i in range(1, 7)]
-    sheet = Image.new("L", (max(i.width for i in lines) + 160, sum(i.height + 30 for i in lines) + 120), 255)
-    y = 60
-    for line in lines:
-        sheet.paste(line, (80, y))
-        y += line.height + 30
-    sheet.save(path)
-    return path
-
-
-def serve(folder: str) -> tuple[subprocess.Popen, str]:
-    "The app on a free port, once it answers."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = {**os.environ, "GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": folder}
-    app = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5).close()
-            return app, f"http://127.0.0.1:{port}"
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    app.terminate()
-    raise SystemExit("app.py does not answer")
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from memory import serve  # noqa: E402
 
 
 def shoot(page: Page, name: str, colours: int = 200) -> None:
@@ -80,20 +46,6 @@ def main() -> None:
             example(page, "Schumann, like a photo")
             page.locator("#score polygon.bar").nth(1).click()
             shoot(page, "transcribe")
-            page.get_by_role("tab", name="Reward").click()
-            page.wait_for_selector("#diff .sheet")
-            shoot(page, "reward")
-            page.get_by_role("tab", name="Under the hood").click()
-            page.locator("#gaze .lmx[data-token]").nth(40).click()
-            shoot(page, "hood")
-            page = visit(browser, url, viewport={"width": 1300, "height": 800})
-            page.set_input_files("#picture input[type=file]", a_page(Path(folder, "page.png")))
-            page.wait_for_selector("#status p.done")
-            page.locator("#score polygon.bar").nth(4).click()
-            shoot(page, "page")
-            page = visit(browser, url, viewport={"width": 390, "height": 800}, color_scheme="dark")
-            example(page, "Schubert, voice")
-            shoot(page, "phone")
         finally:
             app.terminate()
             app.wait(20)

@@ -1,6 +1,7 @@
 """The parts of a system have the same bars, and a score has a time, whether it is printed or not."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from vitomr.page.assemble import Line, agree_on_bars, assemble, fit_bars, infer_
 from vitomr.page.systems import find_systems, n_bars_printed
 from vitomr.transcribe import BarCount, Decoding, SystemReading, Transcriber, Transcription, agree
 
+ROOT = Path(__file__).resolve().parents[1]
 BAR = "measure key:fifths:0 clef:G2 time beats:4 beat-type:4 C4 whole".split()
 MORE = "measure D4 whole measure E4 whole".split()
 
@@ -43,7 +45,7 @@ def test_the_picture_decides_between_two_parts():
     assert agree_on_bars([Line(split), Line(right)]) == 3
     assert agree_on_bars([Line(split), Line(right)], printed=2) == 2
     assert agree_on_bars([Line(split), Line(right)], printed=7) == 3  # neither part has so many
-    score = assemble([[Line(split, 1, 2), Line(right, 1, 2)]]).score
+    score = assemble([[Line(split), Line(right)]], printed=[2]).score
     assert [len(p) for p in score.findall("part")] == [2, 2]
 
 
@@ -86,6 +88,7 @@ def test_a_time_that_is_not_printed_is_inferred_and_marked(time, bar):
     (signature,) = made.score.iter("time")
     assert (signature.findtext("beats"), signature.findtext("beat-type")) == (beats, kind)
     assert signature.get("color") == MARK_COLOUR and made.inferred
+    assert made.tokens == [tokens]  # LMX says what is printed
     (clean,) = finish_score(made.score).iter("time")
     assert clean.get("print-object") == "no" and clean.get("color") is None
 
@@ -118,7 +121,7 @@ def test_a_row_has_as_many_bars_as_it_must():
 
 def test_the_line_that_disagrees_is_read_again():
     transcriber = Transcriber.from_pretrained()
-    whole = transcriber.transcribe("examples/bach-invention-1-scan-1.png", words=False)
+    whole = transcriber.transcribe(ROOT / "examples" / "bach-invention-1-scan-1.png", words=False)
     n_bars = whole.tokens.count("measure")
     line = lambda tokens: Transcription(tokens, [0.0] * len(tokens), whole.picture, n_staves=2)
     cut = [t for i, t in enumerate(whole.tokens) if t != "measure" or i == 0]  # its bars read as one

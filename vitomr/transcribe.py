@@ -209,7 +209,8 @@ class Document(Savable):
     def assembled(self) -> Assembled:
         "The score, and where each bar and note of it was read. Systems are numbered as in `systems`."
         numbers = [p.number - 1 for p in self.pages for _ in p.systems]
-        made = assemble([[Line(x.tokens, x.n_staves, s.n_bars) for x in s.lines] for s in self.systems], numbers)
+        lines = [[Line(x.tokens, x.n_staves) for x in s.lines] for s in self.systems]
+        made = assemble(lines, numbers, [s.n_bars for s in self.systems])
         write_words(self, made.score, made.notes)
         return made
 

@@ -102,9 +102,8 @@ class Sheet(Savable):
 
     def __post_init__(self):
         pages = [p.number - 1 for p in self.document.pages for _ in p.systems]
-        printed = [s.n_bars for s in self.document.systems]
-        lines = [[Line(s.look.tokens, s.n_staves, n) for s in x] for x, n in zip(self.systems, printed, strict=True)]
-        self.made = assemble(lines, pages)
+        lines = [[Line(s.look.tokens, s.n_staves) for s in x] for x in self.systems]
+        self.made = assemble(lines, pages, [s.n_bars for s in self.document.systems])
         now = [[s.look.tokens for s in x] for x in self.systems]
         write_words(self.document, self.made.score, self.made.notes, now)
         self.made.notes = name_by_system(self.made)

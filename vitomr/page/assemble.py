@@ -22,7 +22,6 @@ class Line:
     "What was read of one part in one system."
     tokens: Sequence[str]
     n_staves: int = 1
-    printed: int | None = None  # bars of its system that the picture shows, where it is known
 
     @property
     def n_bars(self) -> int:
@@ -314,7 +313,7 @@ def join_parts(
 class Assembled:
     "A score, and where everything in it was read."
     score: ET.Element  # <score-partwise>
-    tokens: list[list[str]]  # LMX of each part
+    tokens: list[list[str]]  # LMX of each part, as printed
     places: list[Place]  # of each bar
     notes: dict[str, tuple[int, int, int]]  # note id → system, line of that system, position of its token in the line
     inferred: tuple[str, ...] = ()  # the tokens of a time signature that is not printed
@@ -358,9 +357,15 @@ def _time_before(systems: Sequence[Sequence[Line]], times: Sequence[dict[int, tu
     return infer_time([line for s in systems[: max(1, first)] for line in s])
 
 
-def _others(lines: Sequence[Line]) -> list[Fraction]:
+def _as_printed(tokens: list[str], inferred: tuple[str, ...]) -> list[str]:
+    "The tokens without a time signature that is not on the page."
+    i = tokens.index("time") if inferred else len(tokens)
+    return tokens[:i] + tokens[i + 1 + len(inferred) :]
+
+
+def _others(lines: Sequence[Line], printed: int | None) -> list[Fraction]:
     "How long each bar of a system is, as most lines with the agreed number of bars have it."
-    n_bars = agree_on_bars(lines, next((x.printed for x in lines if x.printed is not None), None))
+    n_bars = agree_on_bars(lines, printed)
     right = [_lengths(x.tokens) for x in lines if x.n_bars == n_bars] or [[Fraction(4)] * n_bars]
     return [Counter(bar).most_common(1)[0][0] for bar in zip(*right, strict=True)]
 
@@ -368,12 +373,14 @@ def _others(lines: Sequence[Line]) -> list[Fraction]:
 def assemble(
     systems: Sequence[Sequence[Line]],  # the lines of each system, from the top
     pages: Sequence[int] | None = None,  # page of each system; all on the first when left out
+    printed: Sequence[int | None] | None = None,  # bars of each system that its bar lines make, where they are known
 ) -> Assembled:
     "One score from the lines of all systems; it opens whatever the tokens. Raises ValueError when there are none."
     systems = [[replace(x, tokens=without_courtesy(x.tokens)) for x in s] for s in systems]
     if not any(systems):
         raise ValueError("no lines of music to assemble")
     pages = list(pages) if pages is not None else [0] * len(systems)
+    printed = [None] * len(systems) if printed is None else printed
     matched = match_parts([[line.n_staves for line in s] for s in systems])
     rows = [_Row() for _ in range(max(map(len, systems)))]
     times = [agree_on_time(lines) for lines in systems]
@@ -382,7 +389,7 @@ def assemble(
         times[0][0] = inferred
     places = []
     for k, (lines, of_part) in enumerate(zip(systems, matched, strict=True)):
-        others, at = _others(lines), dict(zip(of_part, lines, strict=True))
+        others, at = _others(lines, printed[k]), dict(zip(of_part, lines, strict=True))
         for p, row in enumerate(rows):
             _append(row, at.get(p, Line(())), k, times[k], others)
         places += [Place(pages[k], k, b) for b in range(len(others))]
@@ -396,4 +403,4 @@ def assemble(
             time.set("color", MARK_COLOUR)
         _break_lines(part, places)
     level_bars(parts)
-    return Assembled(join_parts(parts), [row.tokens for row in rows], places, notes, inferred)
+    return Assembled(join_parts(parts), [_as_printed(row.tokens, inferred) for row in rows], places, notes, inferred)

@@ -28,7 +28,7 @@ from ..reading.policy import padded
 from .datasets import Question, load_questions
 from .music import written
 from .rewards import Answer, boxes_of
-from .vlm import supervised_start
+from .vlm import QuestionPolicy, supervised_start
 from ..train.loop import LoopConfig
 from ..train.policy import Rollout, Sampling, Scored
 from ..train.runs import WeightsError
@@ -233,7 +233,7 @@ def answers_questions(folder: str | Path) -> bool:
     return (Path(folder) / "tasks.safetensors").is_file()
 
 # %% ../../nbs/tasks/music_model.ipynb #c1b5e5ae
-class TaskReader:
+class TaskReader(QuestionPolicy):
     "A second decoder on the reader's encoder, as a `TokenPolicy` that answers questions about a system."
 
     n_choices = N_ALL
@@ -257,21 +257,6 @@ class TaskReader:
     def get_parameters(self) -> dict[str, torch.Tensor]:
         "Those of the second decoder; the encoder does not change."
         return {k: p for k, p in self.model.named_parameters() if p.requires_grad}
-
-    def generate_actions(
-        self, states: Sequence[Question], num_actions_per_state: int, *, temperature: float = 1.0
-    ) -> list[list[Answer]]:
-        how = Sampling(temperature, max_actions=self.max_actions)
-        return self.rollout(states, num_actions_per_state, how, int(torch.randint(2**62, ()))).actions
-
-    def get_log_probabilities(
-        self, states: Sequence[Question], actions: Sequence, *, temperature: float = 1.0
-    ) -> torch.Tensor:  # (N,)
-        return self.score(states, actions, Sampling(temperature)).logp.sum(1)
-
-    def describe(self, state: Question, action: Answer) -> dict:
-        told = {"name": state.name, "task": state.task, "problem": state.problem, "reference": str(state.solution)}
-        return told | {"prediction": action.text}
 
     rollout, score, supervised, save, load = _rollout, _score, _supervised, _save, classmethod(_load)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MISSING', 'PIECES', 'CHAT', 'DEFAULT_REWARDS', 'need_transformers', 'word_tokenizer', 'SmallVLM', 'small_vlm',
-           'forbidden_ids', 'Recorder', 'copied', 'lengthened', 'Prompt', 'VLMPolicy', 'with_lora', 'load_vlm',
-           'TaskSettings', 'TaskConfig', 'train', 'Asked', 'batches_of', 'supervised_start']
+           'forbidden_ids', 'Recorder', 'copied', 'lengthened', 'QuestionPolicy', 'Prompt', 'VLMPolicy', 'with_lora',
+           'load_vlm', 'TaskSettings', 'TaskConfig', 'train', 'Asked', 'batches_of', 'supervised_start']
 
 # %% ../../nbs/tasks/vlm.ipynb #aa1c7f93
 import inspect
@@ -233,23 +233,24 @@ def _get_parameters(policy) -> dict[str, torch.Tensor]:
     "All by name; with LoRA the adapter's alone, for the base does not change."
     return {k: p for k, p in policy.model.named_parameters() if p.requires_grad or not policy.has_lora}
 
+# %% ../../nbs/tasks/vlm.ipynb #7a5c0001
+class QuestionPolicy:
+    "What every policy that answers questions does alike, on top of its own `rollout` and `score`."
 
-def _generate_actions(
-    policy, states: Sequence[Question], num_actions_per_state: int, *, temperature: float = 1.0
-) -> list[list[Answer]]:
-    how = Sampling(temperature, max_actions=policy.max_actions)
-    return policy.rollout(states, num_actions_per_state, how, int(torch.randint(2**62, ()))).actions
+    def generate_actions(
+        self, states: Sequence[Question], num_actions_per_state: int, *, temperature: float = 1.0
+    ) -> list[list[Answer]]:
+        how = Sampling(temperature, max_actions=self.max_actions)
+        return self.rollout(states, num_actions_per_state, how, int(torch.randint(2**62, ()))).actions
 
+    def get_log_probabilities(
+        self, states: Sequence[Question], actions: Sequence, *, temperature: float = 1.0
+    ) -> torch.Tensor:  # (N,)
+        return self.score(states, actions, Sampling(temperature)).logp.sum(1)
 
-def _get_log_probabilities(
-    policy, states: Sequence[Question], actions: Sequence, *, temperature: float = 1.0
-) -> torch.Tensor:  # (N,)
-    return policy.score(states, actions, Sampling(temperature)).logp.sum(1)
-
-
-def _describe(policy, state: Question, action: Answer) -> dict:
-    told = {"name": state.name, "task": state.task, "problem": state.problem, "reference": str(state.solution)}
-    return told | {"prediction": action.text}
+    def describe(self, state: Question, action: Answer) -> dict:
+        told = {"name": state.name, "task": state.task, "problem": state.problem, "reference": str(state.solution)}
+        return told | {"prediction": action.text}
 
 # %% ../../nbs/tasks/vlm.ipynb #08f327a2
 def _save(policy, folder: str | Path) -> None:
@@ -342,7 +343,7 @@ class Prompt:
             template(kind, getattr(self, kind))
 
 # %% ../../nbs/tasks/vlm.ipynb #59bb3bda
-class VLMPolicy:
+class VLMPolicy(QuestionPolicy):
     "An image-text-to-text model as a `TokenPolicy` that can also be trained on right answers."
 
     def __init__(
@@ -377,10 +378,8 @@ class VLMPolicy:
     def device(self) -> torch.device:
         return self.base.get_input_embeddings().weight.device
 
-    inputs, distribution, answer, tokens_of, describe = _inputs, _distribution, _answer, _tokens_of, _describe
-    rollout, score, supervised, save = _rollout, _score, _supervised, _save
-    get_parameters, generate_actions = _get_parameters, _generate_actions
-    get_log_probabilities = _get_log_probabilities
+    inputs, distribution, answer, tokens_of = _inputs, _distribution, _answer, _tokens_of
+    rollout, score, supervised, save, get_parameters = _rollout, _score, _supervised, _save, _get_parameters
 
 # %% ../../nbs/tasks/vlm.ipynb #cbf47851
 def with_lora(model: nn.Module, rank: int, seed: int = 0) -> nn.Module:
