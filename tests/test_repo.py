@@ -150,6 +150,11 @@ sys.exit(main(['transcribe', page, '--shifts', '1', '--second-look', '0', '-o', 
     assert b"<measure" in out.read_bytes()
 
 
+def test_importing_the_reader_loads_only_what_every_reading_needs():
+    slow = {"numba", "pypdfium2", "timm", "torchvision", "matplotlib", "music21", "gradio", "accelerate", "IPython"}
+    python(f"import sys; import vitomr.transcribe; sys.exit(', '.join({slow!r} & sys.modules.keys()) or 0)", ROOT)
+
+
 @pytest.mark.parametrize(
     "package, extra, run",
     [

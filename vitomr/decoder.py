@@ -12,6 +12,7 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,6 @@ from .data.synthesis import Shards
 from .files import replace_file
 from .nn.attention import CrossAttention, SelfAttention, compute_dtype
 from .nn.decoding import without_control
-from .nn.kernels import Steps
 from vitomr.nn.loading import (
     HEADS,
     LAYERS,
@@ -44,6 +44,9 @@ from .sandbox import one_line, short_name
 from .train.loop import LoopConfig, accelerator_for, fit
 from .train.runs import WeightsError, export_history, load_weights, save_weights
 from .train.schedules import Schedule
+
+if TYPE_CHECKING:
+    from vitomr.nn.kernels import Steps
 
 # %% ../nbs/01_decoder.ipynb #5b733b77
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Memory:
     features: torch.Tensor  # (B, L, D) patches
     mask: torch.Tensor  # (B, L) True = a patch of the picture
     keys: list[tuple[torch.Tensor, torch.Tensor]]  # per decoder layer
-    steps: Steps | None = None  # of a CPU, made when first needed
+    steps: "Steps | None" = None  # of a CPU, made when first needed
 
 # %% ../nbs/01_decoder.ipynb #61db731f
 class Reader(nn.Module):
@@ -198,7 +201,10 @@ class Reader(nn.Module):
         plain = tokens.device.type == "cpu" and memory.features.dtype == torch.float32
         if cache and tokens.shape[1] == 1 and plain and compute_dtype(memory.features) == torch.float32:
             if not torch.is_grad_enabled():  # one new token: the same step as compiled loops
-                memory.steps = memory.steps or Steps(self.blocks, self.norm, self.head, memory.keys, memory.mask)
+                if memory.steps is None:
+                    from vitomr.nn.kernels import Steps  # here, for numba takes a third of a second to import
+
+                    memory.steps = Steps(self.blocks, self.norm, self.head, memory.keys, memory.mask)
                 return memory.steps(self.embed(tokens[:, 0]), start, cache)[:, None]
         return self.decode_guided(tokens, memory, start, cache, guided=())[0]
 

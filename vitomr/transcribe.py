@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
@@ -27,10 +27,8 @@ import vitomr
 from .data.batches import PATCH, pad_pictures
 from .decoder import Reader, WeightsError, load_reader
 from .nn.decoding import SHIFTS, Averaged, Rules, Sampler, Writer, beam_steps, finish, likeliest, score, stream
-from .nn.kernels import quantise
 from .notation.engrave import from_verovio, midi_bytes
 from .notation.finish import SUFFIXES, finish_score
-from .notation.grammar import Grammar
 from vitomr.notation.lmx import (
     EOS_ID,
     PAD_ID,
@@ -63,6 +61,9 @@ from vitomr.page.words import (
 )
 from .reading.choices import USUAL, Decoding
 from .sandbox import one_line, short_name
+
+if TYPE_CHECKING:
+    from vitomr.notation.grammar import Grammar
 
 # %% ../nbs/05_transcribe.ipynb #4fbc0ff1
 SHEET = {"breaks": "line", "adjustPageWidth": False, "pageWidth": 2100, "pageHeight": 60_000}  # many lines, one sheet
@@ -321,8 +322,12 @@ def _checked(img: np.ndarray) -> np.ndarray:
     return img
 
 # %% ../nbs/05_transcribe.ipynb #21351859
-def _rules(how: Decoding) -> Grammar | None:
-    return None if how.grammar == "none" else Grammar(time=how.grammar == "time")
+def _rules(how: Decoding) -> "Grammar | None":
+    if how.grammar == "none":
+        return None
+    from vitomr.notation.grammar import Grammar  # here, for it takes a third of a second to import
+
+    return Grammar(time=how.grammar == "time")
 
 
 def writer_of(
@@ -396,7 +401,7 @@ def _beginnings(lines: list[Transcription], steps: Iterator[tuple[list[int], tor
                 yield "bar", lines[n]
 
 
-def _masks(rules: Grammar, rows: np.ndarray, budget: int) -> np.ndarray:  # (R, T) → bool (R, T, V)
+def _masks(rules: "Grammar", rows: np.ndarray, budget: int) -> np.ndarray:  # (R, T) → bool (R, T, V)
     "What might be written at each place, when so many tokens were allowed."
     tracker, found = rules.tracker(len(rows), budget=budget), []
     for column in rows.T:
@@ -752,7 +757,11 @@ class Transcriber:
     ) -> "Transcriber":
         "Load weights. Raises `WeightsError` in one line."
         model = load_reader(weights_folder(name))
-        return cls(quantise(model) if int8 else model, device="cpu" if int8 else device)
+        if int8:
+            from vitomr.nn.kernels import quantise
+
+            return cls(quantise(model), device="cpu")
+        return cls(model, device=device)
 
     def normal_form(self, picture) -> Normalised:  # a path, or anything `page.staves.to_gray` takes
         "The picture as the model sees it. Raises `PictureError` or `NoStaffError`."

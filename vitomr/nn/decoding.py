@@ -17,7 +17,6 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from .kernels import threads
 from ..notation.lmx import BOS_ID, EOS_ID, PAD_ID
 
 LOOK_EVERY = 8  # steps of a GPU between two looks of the host at what has ended
@@ -582,6 +581,8 @@ class Averaged:
         return sum(x.float().log_softmax(-1) for x in over(logits_of, memory, caches)) / len(memory)
 
     def decode(self, tokens: torch.Tensor, memory: tuple, start: int = 0, cache: list | None = None) -> torch.Tensor:
+        from vitomr.nn.kernels import threads  # here, for numba takes a third of a second to import
+
         n, no_grad = torch.get_num_threads(), not torch.is_grad_enabled()
 
         def logits_of(m, c):

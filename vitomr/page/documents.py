@@ -10,13 +10,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pypdfium2 as pdfium
 from PIL import Image
 
 from .staves import FORMATS, MAX_FILE_BYTES, MAX_PIXELS, PictureError, open_picture, to_gray
 from ..sandbox import one_line, sandboxed, short_name
+
+if TYPE_CHECKING:  # only workers draw PDFs; to import pypdfium2 takes a fifth of a second
+    from pypdfium2 import PdfDocument
 
 # %% ../../nbs/page/documents.ipynb #973eaec4
 DPI = 300
@@ -58,8 +61,10 @@ def _n_frames(path: str) -> int:
         raise PictureError(f"{name}: its pages cannot be counted; save it again") from e
 
 
-def _open_pdf(path: str) -> pdfium.PdfDocument:
+def _open_pdf(path: str) -> "PdfDocument":
     "Open a PDF. Raises `PictureError` in one line."
+    import pypdfium2 as pdfium
+
     name = short_name(Path(path).name)
     try:
         return pdfium.PdfDocument(path)
@@ -90,14 +95,16 @@ def n_pages(
     return n
 
 # %% ../../nbs/page/documents.ipynb #e1d90ab1
-def _draw(pdf: pdfium.PdfDocument, index: int, name: str) -> np.ndarray:  # uint8 (H, W)
+def _draw(pdf: "PdfDocument", index: int, name: str) -> np.ndarray:  # uint8 (H, W)
     "One page in gray. Raises `PictureError`."
+    from pypdfium2.raw import FPDF_PAGEOBJ_IMAGE
+
     try:
         with closing(pdf[index]) as page:
             w, h = page.get_size()  # points, 72 an inch
             if not (0 < w and 0 < h):
                 raise PictureError(f"{name}, page {index + 1}: it has no size")
-            for image in page.get_objects(filter=[pdfium.raw.FPDF_PAGEOBJ_IMAGE]):
+            for image in page.get_objects(filter=[FPDF_PAGEOBJ_IMAGE]):
                 if np.prod([float(n) for n in image.get_px_size()]) > 2 * MAX_PIXELS:
                     raise PictureError(f"{name}, page {index + 1}: it holds a picture too large; scan it smaller")
             scale = min(DPI / 72, (MAX_PAGE_PIXELS / (w * h)) ** 0.5)
