@@ -16,9 +16,11 @@ from lmx.linearization.Linearizer import Linearizer
 from lmx.symbolic.Pruner import Pruner
 
 from vitomr.data.corpora import open_corpus
-from vitomr.notation.lmx import analyse, linearise, to_musicxml
+from vitomr.notation.analysis import analyse
+from vitomr.notation.lmx import linearise
 from vitomr.notation.marks import KINDS, plain
 from vitomr.notation.metrics import mark_overlap
+from vitomr.notation.musicxml import to_musicxml
 from vitomr.notation.score import ScoreError, cut_excerpt, header_states, parts
 
 

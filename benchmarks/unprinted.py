@@ -21,8 +21,9 @@ from grpo_result import PACKAGED, change, counts_of, dev_pictures, fingerprint, 
 
 from vitomr.data.corpora import open_corpus
 from vitomr.decoder import load_reader
-from vitomr.notation.lmx import linearise, to_musicxml
+from vitomr.notation.lmx import linearise
 from vitomr.notation.metrics import micro_rate
+from vitomr.notation.musicxml import to_musicxml
 from vitomr.notation.score import ScoreError, cut_excerpt, header_states, join_gaps, parts
 
 GROUPS = (

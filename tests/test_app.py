@@ -30,8 +30,9 @@ from PIL import Image, ImageDraw
 from vitomr import views
 from vitomr.decoder import READERS, Reader, save_reader
 from vitomr.mae import MAE, MAES, save_mae
-from vitomr.notation.lmx import linearise, to_musicxml
+from vitomr.notation.lmx import linearise
 from vitomr.notation.metrics import bars_that_add_up, errors_by_kind, symbol_error_rate
+from vitomr.notation.musicxml import to_musicxml
 from vitomr.notation.score import parts, read_score, root_of
 from vitomr.page import staves
 from vitomr.reading.choices import Decoding, choice_of, control_of

@@ -9,7 +9,8 @@ import pytest
 from vitomr.data.corpora import open_corpus
 from vitomr.data.pages import random_sheet, wear
 from vitomr.notation.finish import finish_score
-from vitomr.notation.lmx import MARK_COLOUR, VOCABULARY
+from vitomr.notation.lmx import VOCABULARY
+from vitomr.notation.musicxml import MARK_COLOUR
 from vitomr.page.assemble import Line, agree_on_bars, assemble, fit_bars, infer_time, without_courtesy
 from vitomr.page.systems import find_systems, n_bars_printed
 from vitomr.transcribe import BarCount, Decoding, SystemReading, Transcriber, Transcription, agree

@@ -48,8 +48,10 @@ from vitomr.data.vary import (
     transpose,
 )
 from vitomr.files import replace_file
+from vitomr.notation.analysis import analyse
 from vitomr.notation.engrave import engrave
-from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID, TOKEN_ID, VOCABULARY, analyse, decode, linearise, to_musicxml
+from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID, TOKEN_ID, VOCABULARY, decode, linearise
+from vitomr.notation.musicxml import to_musicxml
 from vitomr.notation.score import (
     ScoreError,
     as_score,

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vitomr.notation.analysis import analyse
 from vitomr.notation.edit import EDITS, EditError, Line, edit
-from vitomr.notation.lmx import analyse, to_musicxml
+from vitomr.notation.musicxml import to_musicxml
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 LINES = {p.stem: p.read_text().split() for p in sorted(EXAMPLES.glob("*.lmx"))}

@@ -13,7 +13,8 @@ from vitomr.data.synthesis import Mix, Shards, _balanced, build, random_layout, 
 from vitomr.notation.draw import Unknown, draw, outline, style_rules
 from vitomr.notation.engrave import engrave, rasterise, rasterise_any
 from vitomr.notation.fonts import FONTS
-from vitomr.notation.lmx import decode, linearise, to_musicxml
+from vitomr.notation.lmx import decode, linearise
+from vitomr.notation.musicxml import to_musicxml
 from vitomr.notation.score import ScoreError, cut_excerpt, header_states, mxl_bytes, parts, read_score
 from vitomr.page.staves import estimate_staff_space
 

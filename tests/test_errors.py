@@ -6,19 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vitomr.notation.lmx import (
-    BOS,
-    EOS,
-    ERROR_KINDS,
-    PAD,
-    TOKEN_ID,
-    VOCABULARY,
-    analyse,
-    bar_sums,
-    encode,
-    linearise,
-    to_musicxml,
-)
+from vitomr.notation.analysis import ERROR_KINDS, analyse, bar_sums
+from vitomr.notation.lmx import BOS, EOS, PAD, TOKEN_ID, VOCABULARY, encode, linearise
+from vitomr.notation.musicxml import to_musicxml
 
 WRONG = [  # tokens, then kind @ position of each error
     ("measure C4 quarter wibble D4 half", "unknown-token@3"),

@@ -30,8 +30,9 @@ from vitomr.evaluate import (
     ser_by_length,
 )  # fmt: skip
 from vitomr.nn.decoding import beam
+from vitomr.notation.analysis import analyse
 from vitomr.notation.grammar import Grammar
-from vitomr.notation.lmx import EOS_ID, analyse, encode
+from vitomr.notation.lmx import EOS_ID, encode
 from vitomr.transcribe import BATCH_PATCHES, Decoding, Transcriber, write_pictures
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,8 @@ import pytest
 from vitomr.data.engravers import EngraverError, find_program
 from vitomr.data.synthesis import Shards
 from vitomr.notation.finish import finish_score
-from vitomr.notation.lmx import MARK_COLOUR, VOCABULARY, decode, to_musicxml
+from vitomr.notation.lmx import VOCABULARY, decode
+from vitomr.notation.musicxml import MARK_COLOUR, to_musicxml
 from vitomr.notation.score import musicxml_bytes, mxl_bytes, read_score, root_of
 from vitomr.page.assemble import Line, assemble
 from vitomr.page.words import Direction, PageWords, Placed, Syllable, add_words

@@ -10,20 +10,10 @@ from hypothesis import strategies as st
 from test_errors import RIGHT
 
 from vitomr.notation import grammar as module
+from vitomr.notation.analysis import Analysis, analyse, match_ties
 from vitomr.notation.grammar import Grammar
-from vitomr.notation.lmx import (
-    EOS_ID,
-    PAD_ID,
-    TOKEN_ID,
-    VOCABULARY,
-    Analysis,
-    analyse,
-    decode,
-    encode,
-    linearise,
-    match_ties,
-    to_musicxml,
-)
+from vitomr.notation.lmx import EOS_ID, PAD_ID, TOKEN_ID, VOCABULARY, decode, encode, linearise
+from vitomr.notation.musicxml import to_musicxml
 from vitomr.notation.score import musicxml_bytes
 
 V = len(VOCABULARY)

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 
 from vitomr.data.signs import add_signs, in_random_clef, under_clef
 from vitomr.decoder import READERS, Reader, load_reader, save_reader, wake
+from vitomr.notation.analysis import analyse
 from vitomr.notation.engrave import render_svg
 from vitomr.notation.grammar import Grammar
-from vitomr.notation.lmx import N_PLAIN, VOCABULARY, analyse, encode, linearise, to_musicxml
+from vitomr.notation.lmx import N_PLAIN, VOCABULARY, encode, linearise
 from vitomr.notation.marks import KIND_OF, PRINT_TOKENS, plain
+from vitomr.notation.musicxml import to_musicxml
 from vitomr.notation.score import parts, root_of
 from vitomr.notation.tedn import tedn
 from vitomr.page.assemble import Line, assemble

@@ -15,22 +15,11 @@ from hypothesis import strategies as st
 from lmx.linearization.Linearizer import Linearizer
 from lmx.linearization.vocabulary import ALL_TOKENS
 
+from vitomr.notation.analysis import TICKS, analyse
 from vitomr.notation.engrave import engrave, midi_bytes
 from vitomr.notation.fonts import FONTS
-from vitomr.notation.lmx import (
-    BOS_ID,
-    EOS_ID,
-    N_PLAIN,
-    PAD_ID,
-    TICKS,
-    VOCABULARY,
-    analyse,
-    decode,
-    delinearise,
-    encode,
-    linearise,
-    to_musicxml,
-)
+from vitomr.notation.lmx import BOS_ID, EOS_ID, N_PLAIN, PAD_ID, VOCABULARY, decode, encode, linearise
+from vitomr.notation.musicxml import delinearise, to_musicxml
 from vitomr.notation.score import (
     MAX_BYTES,
     ScoreError,
@@ -422,7 +411,7 @@ def test_engraving_nonsense_says_so():
 def test_what_ends_the_engravers_process_is_left_out(line):
     "Each ended Verovio with a segmentation fault; in a process of its own, so that the tests would live on."
     code = (
-        "from vitomr.notation.engrave import render_svg\nfrom vitomr.notation.lmx import to_musicxml\n"
+        "from vitomr.notation.engrave import render_svg\nfrom vitomr.notation.musicxml import to_musicxml\n"
         f"assert 'class=\"note' in render_svg(to_musicxml({line!r}.split()))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

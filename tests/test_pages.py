@@ -14,8 +14,10 @@ from vitomr.cli import main
 from vitomr.data.corpora import open_corpus
 from vitomr.data.engravers import ENGRAVERS, PageEngraving, engravers_here
 from vitomr.data.pages import KINDS, cut_systems, random_sheet, wear
+from vitomr.notation.analysis import bar_sums
 from vitomr.notation.engrave import render_svg
-from vitomr.notation.lmx import MARK_COLOUR, VOCABULARY, bar_sums, linearise
+from vitomr.notation.lmx import VOCABULARY, linearise
+from vitomr.notation.musicxml import MARK_COLOUR
 from vitomr.notation.score import musicxml_bytes, parts, root_of
 from vitomr.page import systems
 from vitomr.page.assemble import Line, assemble, match_parts

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitomr.figures import PALETTE
-from vitomr.notation.lmx import VOCABULARY, delinearise, encode, linearise
+from vitomr.notation.lmx import VOCABULARY, encode, linearise
 from vitomr.notation.metrics import pair_parts
+from vitomr.notation.musicxml import delinearise
 from vitomr.notation.tedn import tedn
 from vitomr.page.assemble import join_parts
 from vitomr.rewards import (

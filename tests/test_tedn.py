@@ -17,7 +17,8 @@ from lmx.symbolic.Pruner import Pruner
 from rapidfuzz.distance import Levenshtein
 
 from vitomr.notation import tedn as module
-from vitomr.notation.lmx import EOS_ID, N_PLAIN, VOCABULARY, delinearise, encode, linearise
+from vitomr.notation.lmx import EOS_ID, N_PLAIN, VOCABULARY, encode, linearise
+from vitomr.notation.musicxml import delinearise
 from vitomr.notation.score import as_score, cut_excerpt, music21_to_xml, parts, root_of
 from vitomr.notation.tedn import PartTree, Tedn, prepare, tedn, tedn_group
 

@@ -21,10 +21,12 @@ from PIL import Image
 from vitomr.cli import main
 from vitomr.decoder import READERS, Reader, WeightsError, save_reader
 from vitomr.insight import look
+from vitomr.notation.analysis import analyse, bar_sums
 from vitomr.notation.draw import Unknown
 from vitomr.notation.engrave import engrave, rasterise_any
-from vitomr.notation.lmx import BOS_ID, VOCABULARY, analyse, bar_sums, encode, linearise, to_musicxml
+from vitomr.notation.lmx import BOS_ID, VOCABULARY, encode, linearise
 from vitomr.notation.metrics import micro_rate, token_distance
+from vitomr.notation.musicxml import to_musicxml
 from vitomr.notation.pdf import page_svgs, pdf_bytes
 from vitomr.notation.score import ScoreError, mxl_bytes, parts, read_score, root_of
 from vitomr.page.assemble import Line, assemble
@@ -497,7 +499,7 @@ def test_help_tells_versions_and_defaults(capsys):
 
 def test_build_train_export_read_from_the_command_line(tmp_path, piano, capsys):
     "The whole way a user goes, at smoke size."
-    from vitomr.notation.lmx import to_musicxml
+    from vitomr.notation.musicxml import to_musicxml
 
     (tmp_path / "songs" / "train").mkdir(parents=True)
     (tmp_path / "songs" / "train" / "a.mxl").write_bytes(mxl_bytes(to_musicxml(linearise(piano).tokens)))

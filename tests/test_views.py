@@ -13,8 +13,9 @@ from vitomr import views
 from vitomr.data.degrade import degrade
 from vitomr.insight import bar_spans, locate, look, score_of, symbols
 from vitomr.notation.engrave import engrave
-from vitomr.notation.lmx import linearise, to_musicxml
+from vitomr.notation.lmx import linearise
 from vitomr.notation.metrics import errors_by_kind
+from vitomr.notation.musicxml import to_musicxml
 from vitomr.notation.score import parts, read_score
 from vitomr.page.staves import map_points
 from vitomr.rewards import TERMS, Breakdown

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from .notation.engrave import rasterise, render_svg
-from .notation.lmx import to_musicxml
+from .notation.musicxml import to_musicxml
 
 # %% ../nbs/figures.ipynb #1de54655
 PALETTE = {  # people who see fewer colours can tell them apart

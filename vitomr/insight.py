@@ -17,7 +17,8 @@ from lmx.linearization import vocabulary as V
 
 from .data.batches import PATCH, pad_pictures
 from .nn.decoding import without_control
-from .notation.lmx import BOS_ID, EOS_ID, analyse, encode
+from .notation.analysis import analyse
+from .notation.lmx import BOS_ID, EOS_ID, encode
 from .reading.choices import USUAL
 from .transcribe import Encoding, Transcriber, recalled, writer_of
 

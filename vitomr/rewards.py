@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 from lmx.linearization import vocabulary as V
 
-from .notation.lmx import EOS, VOCABULARY, analyse, linearise
+from .notation.analysis import analyse
+from .notation.lmx import EOS, VOCABULARY, linearise
 from .notation.marks import plain
 from .notation.metrics import bars_that_add_up, mcr_counts, note_f1, pair_parts, token_distance, token_f1
 from .notation.score import ScoreError, parts, root_of, unzip_mxl

@@ -27,19 +27,11 @@ import vitomr
 from .data.batches import PATCH, pad_pictures
 from .decoder import Reader, WeightsError, load_reader
 from .nn.decoding import SHIFTS, Averaged, Rules, Sampler, Writer, beam_steps, finish, likeliest, score, stream
+from .notation.analysis import Analysis, analyse, bar_sums
 from .notation.engrave import from_verovio, midi_bytes
 from .notation.finish import SUFFIXES, finish_score
-from vitomr.notation.lmx import (
-    EOS_ID,
-    PAD_ID,
-    VOCABULARY,
-    Analysis,
-    analyse,
-    bar_sums,
-    decode,
-    encode,
-    to_musicxml,
-)
+from .notation.lmx import EOS_ID, PAD_ID, VOCABULARY, decode, encode
+from .notation.musicxml import to_musicxml
 from .notation.score import MUSICXML_SUFFIXES, ScoreError, musicxml_bytes, mxl_bytes
 from .page.assemble import Assembled, Line, agree_on_bars, assemble, match_parts, notes_of_line
 from .page.documents import Pages, page_numbers

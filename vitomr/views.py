@@ -28,8 +28,9 @@ import numpy as np
 from .data.batches import PATCH
 from .figures import stacked
 from .insight import Look, bar_spans, look, score_of, symbols
+from .notation.analysis import analyse
 from .notation.engrave import from_verovio, render_svg
-from .notation.lmx import MARK_COLOUR, analyse, encode, linearise
+from .notation.lmx import encode, linearise
 from vitomr.notation.metrics import (
     NOTE_KINDS,
     align_bars,
@@ -39,6 +40,7 @@ from vitomr.notation.metrics import (
     pair_parts,
     token_distance,
 )
+from .notation.musicxml import MARK_COLOUR
 from .notation.score import parts, root_of
 from .page.assemble import Assembled, Line, assemble
 from .page.staves import map_points, to_gray

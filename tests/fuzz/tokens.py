@@ -9,7 +9,8 @@ from harness import Attempt, main
 from lmx.linearization import vocabulary as V
 
 from vitomr.notation.engrave import from_verovio
-from vitomr.notation.lmx import VOCABULARY, to_musicxml
+from vitomr.notation.lmx import VOCABULARY
+from vitomr.notation.musicxml import to_musicxml
 
 PLAIN = VOCABULARY[3:]
 FEW = (

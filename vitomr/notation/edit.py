@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from lmx.linearization import vocabulary as V
 
-from .lmx import TOKEN_ID, Event, _length, _spelled, analyse
+from .analysis import Event, _length, _spelled, analyse
+from .lmx import TOKEN_ID
 from .marks import NOTE_MARKS
 
 # %% ../../nbs/notation/edit.ipynb #77c4973d

@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 import vitomr
-from .lmx import MARK_COLOUR
+from .musicxml import MARK_COLOUR
 
 # %% ../../nbs/notation/finish.ipynb #a82c2732
 SUFFIXES = (".musicxml", ".mxl", ".mid", ".pdf", ".svg", ".lmx")  # of files that a reading is written to

@@ -12,7 +12,8 @@ import numba
 import numpy as np
 from lmx.linearization import vocabulary as V
 
-from .lmx import EOS_ID, PAD_ID, TICKS, TOKEN_ID, VOCABULARY
+from .analysis import TICKS
+from .lmx import EOS_ID, PAD_ID, TOKEN_ID, VOCABULARY
 from .marks import BAR_ENDS, BAR_STARTS, CLEF_OCTAVES, DIRECTIONS, NOTE_MARKS, TIME_SYMBOLS
 
 # %% ../../nbs/notation/grammar.ipynb #76206695

@@ -19,8 +19,10 @@ import mcr
 import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
 
-from .lmx import TICKS, VOCABULARY, Event, analyse, bar_sums, linearise, match_ties, to_musicxml
+from .analysis import TICKS, Event, analyse, bar_sums, match_ties
+from .lmx import VOCABULARY, linearise
 from .marks import KINDS, mark_keys, plain
+from .musicxml import to_musicxml
 from .score import STEP_TO_PITCH_CLASS, ScoreError, join_gaps, musicxml_bytes, number_voices, parse_xml
 
 # %% ../../nbs/notation/metrics.ipynb #4eea9347

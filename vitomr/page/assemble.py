@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import combinations
 
-from ..notation.lmx import MARK_COLOUR, TICKS, analyse, delinearise
+from ..notation.analysis import TICKS, analyse
+from ..notation.musicxml import MARK_COLOUR, delinearise
 
 # %% ../../nbs/page/assemble.ipynb #ebeda0b1
 @dataclass
