@@ -406,6 +406,8 @@ def test_engraving_nonsense_says_so():
         "measure D5 eighth tuplet:start beam:begin voice:2 C4 maxima",  # and here voices
         "measure maxima C4 voice:5 16th beam:begin measure C4 maxima A5 16th beam:end",
         "measure C4 16th beam:begin D5 voice:11 maxima C4 eighth beam:end",
+        "measure C4 16th beam:begin C4 16th beam:end tuplet:start C4 maxima",  # the tuplet leaves the beam
+        "measure D5 maxima tremolo:start D5 maxima tremolo:stop",
     ],
 )
 def test_what_ends_the_engravers_process_is_left_out(line):
@@ -415,6 +417,11 @@ def test_what_ends_the_engravers_process_is_left_out(line):
         f"assert 'class=\"note' in render_svg(to_musicxml({line!r}.split()))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_a_beam_stays_where_a_tuplet_of_longer_notes_begins_under_it():
+    line = "measure voice:1 C5 eighth beam:begin B4 eighth 3in2 beam:end tuplet:start A4 quarter 3in2 tuplet:stop"
+    assert [b.text for b in to_musicxml(line.split()).iter("beam")] == ["begin", "end"]
 
 
 def test_a_beam_over_a_bar_line_stays_where_it_can_be_drawn():

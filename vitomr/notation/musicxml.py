@@ -145,6 +145,14 @@ class _Beam:
     voice: str | None
     is_grace: bool
     notes: list[ET.Element] = field(default_factory=list)
+    tuplets: int = 0  # open ones that began under it
+    has_ended: bool = False
+    later: list[ET.Element] = field(default_factory=list)  # in such a tuplet, after the end of the beam
+
+    def add(self, note: ET.Element) -> None:
+        (self.later if self.has_ended else self.notes).append(note)
+        kinds = [t.get("type") for t in note.iterfind("notations/tuplet")]
+        self.tuplets = max(0, self.tuplets + kinds.count("start") - kinds.count("stop"))
 
     def holds(self, run: int, voice: str | None) -> bool:
         "Does it cover a note? Any note of its own run; later, notes of its voice and notes without a voice."
@@ -166,16 +174,17 @@ def _beams(part: ET.Element) -> list[_Beam]:
             around.append(beams[-1])
             open_beams.append(beams[-1])
         for b in around:
-            b.notes.append(e)
-        if "end" in said:
-            open_beams = [b for b in open_beams if not (b in around and b.is_grace == is_grace)]
+            b.add(e)
+            b.has_ended = b.has_ended or ("end" in said and b.is_grace == is_grace)
+        open_beams = [b for b in open_beams if not b.has_ended or b.tuplets]
     return beams
 
 # %% ../../nbs/notation/musicxml.ipynb #f0ff9c8c
 def _drop_beams_over_long_notes(part: ET.Element) -> None:
     "Remove beams over notes that cannot have one."
     for beam in _beams(part):
-        if any(n.find("pitch") is not None and n.findtext("type") in _BEAMLESS for n in beam.notes):
+        is_over_long = any(n.find("pitch") is not None and n.findtext("type") in _BEAMLESS for n in beam.notes)
+        if is_over_long or any(n.findtext("type") == "maxima" for n in beam.later):
             for note in beam.notes:
                 note[:] = [e for e in note if e.tag != "beam"]
 
@@ -185,7 +194,7 @@ def _tremolo(note: ET.Element, kind: str) -> ET.Element | None:
 
 
 def _drop_unengravable(part: ET.Element) -> None:
-    "Remove beams over long notes, and tremolos between notes that are not a pair."
+    "Remove beams over long notes, and tremolos between notes that are not a pair or last a maxima."
     _drop_beams_over_long_notes(part)
     for measure in part:
         for note, following in zip(measure, [*list(measure)[1:], None]):  # noqa: B905, an empty bar has no pair
@@ -196,7 +205,7 @@ def _drop_unengravable(part: ET.Element) -> None:
             is_pair = following is not None and following.tag == "note" and _tremolo(following, "stop") is not None
             sides = (note, following) if is_pair else (note,)
             if is_pair and all(n.find("pitch") is not None and n.find("chord") is None for n in sides):
-                if note.findtext("type") == following.findtext("type"):
+                if note.findtext("type") == following.findtext("type") != "maxima":
                     note.set("tremolo", "begun")
                     following.set("tremolo", "ended")
         for note in measure.iterfind("note"):
