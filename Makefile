@@ -3,6 +3,7 @@ PORT   ?= 7860
 DATA   ?= data/train
 RUN    ?= runs/tiny
 PYTEST ?=
+WORKERS ?= 2
 # The first of these that is 3.11 or newer makes the environment.
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3
 
@@ -18,14 +19,14 @@ MALLOC   := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD
 
 help:  ## this list
 	@sed -n 's/^\([a-z.]*\):.*## /\1\t/p' Makefile | expand -t 18
-	@echo "Variables: PYTHON VENV PORT DATA RUN PYTEST, as in: make app PORT=8000"
+	@echo "Variables: PYTHON VENV PORT DATA RUN PYTEST WORKERS, as in: make app PORT=8000"
 
 app: $(VENV)/.installed-app  ## the app on http://127.0.0.1:7860 (PORT)
 	GRADIO_SERVER_NAME=127.0.0.1 GRADIO_SERVER_PORT=$(PORT) $(PY) app.py
 
-test: $(VENV)/.installed-dev  ## ruff, then pytest (PYTEST="-k repo" adds arguments)
+test: $(VENV)/.installed-dev  ## ruff, then pytest in WORKERS processes (PYTEST="-k repo" adds arguments)
 	$(PY) -m ruff check
-	$(PY) -m pytest $(PYTEST)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 train: $(VENV)/.installed-train  ## the tiny model from DATA into RUN; goes on where it stopped
 	$(MALLOC) $(VENV)/bin/vitomr train --preset tiny --data $(DATA) --out $(RUN)
