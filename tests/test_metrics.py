@@ -227,7 +227,7 @@ def test_mcr_by_hand(pred, cost, whole):
 def test_mcr_reads_kern_and_says_what_it_cannot_read():
     kern = "**kern\n*clefG2\n*M4/4\n=1\n2c\n2d\n==\n*-\n"
     assert mcr_of_scores(kern, kern) == (0, 6)
-    with pytest.raises(ScoreError, match="no notes in the truth"):
+    with pytest.raises(ScoreError, match="no notes in the reference"):
         mcr_of_scores(kern, "hello")
     with pytest.raises(ScoreError, match="the reading is not well-formed") as e:
         mcr_of_scores('<?xml version="1.0"?><score-partwise><part>', kern)

@@ -316,8 +316,8 @@ class Losses:
         if self.scheduled:
             tokens = mixed_input(model, memory, tokens, **sampling_at(step, self.scheduled))
         logits, maps = model.decode_guided(tokens, memory)
-        truth, how = batch.tokens[:, 1:].flatten(), {"ignore_index": PAD_ID, "label_smoothing": self.smoothing}
-        ce = F.cross_entropy(logits.float().flatten(0, 1), truth, **how)
+        reference, how = batch.tokens[:, 1:].flatten(), {"ignore_index": PAD_ID, "label_smoothing": self.smoothing}
+        ce = F.cross_entropy(logits.float().flatten(0, 1), reference, **how)
         symbols = symbol_loss(model.symbol_head(features), batch.symbols, memory.mask)
         parts = {"ce": ce, "symbols": symbols, "gaze": gaze_loss(maps, batch.patch)}
         parts = {k: v * share[k] for k, v in parts.items()}

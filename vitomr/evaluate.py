@@ -67,7 +67,7 @@ class Reading:
 # %% ../nbs/04_evaluate.ipynb #b924f8c9
 @dataclass
 class Piece:
-    "Something to read, with its truth."
+    "Something to read, with its reference."
 
     name: str
     kind: str
@@ -132,13 +132,13 @@ def piece_of(
     transcriber: Transcriber,
     item: Item,
 ) -> Piece:
-    "An item of a dataset, ready to read. Raises `DatasetError` that names it when picture or truth is missing."
+    "An item of a dataset, ready to read. Raises `DatasetError` that names it when picture or reference is missing."
     try:
         img, true = item.picture(), truth_of(item)
     except READ_ERRORS as e:
         raise DatasetError(f"{item.name}: {e}" if item.name not in str(e) else str(e)) from e
     if img is None or not true:
-        raise DatasetError(f"{item.name} has no {'picture' if img is None else 'truth'}; an evaluation needs both")
+        raise DatasetError(f"{item.name} has no {'picture' if img is None else 'reference'}; an evaluation needs both")
     try:
         normal = transcriber.normal_form(img).img
     except ValueError:  # no staff, or one too large
@@ -260,7 +260,7 @@ def _tedn_counts(pred: Sequence, true: Sequence) -> tuple[float, float]:
 def _mcr_counts(pred: Sequence, true: Sequence) -> tuple[float, float]:
     try:
         return mcr_counts(pred, true)
-    except ScoreError:  # a truth of rests alone has nothing to correct
+    except ScoreError:  # a reference of rests alone has nothing to correct
         return 0.0, 0.0
 
 
@@ -374,9 +374,9 @@ def errors_by_token(readings: Iterable[Reading]) -> dict[str, TokenErrors]:
 
 def ser_by_length(
     readings: Iterable[Reading],
-    edges: Sequence[int] = (0, 100, 150, 200, 250, 300, 350, 450, 1025),  # tokens of the truth
+    edges: Sequence[int] = (0, 100, 150, 200, 250, 300, 350, 450, 1025),  # tokens of the reference
 ) -> dict[str, Rate]:
-    "Symbol error rate by length of the truth."
+    "Symbol error rate by length of the reference."
     readings, found = list(readings), {}
     for low, high in zip(edges, edges[1:]):
         some = [r for r in readings if low <= len(r.true) < high]
@@ -387,7 +387,7 @@ def ser_by_length(
 # %% ../nbs/04_evaluate.ipynb #ee7e0051
 @dataclass
 class Calibration:
-    "Probability against truth, in bins."
+    "Probability against reference, in bins."
 
     confidence: np.ndarray  # (N,) mean probability of the tokens of a bin
     right: np.ndarray  # (N,) share of them that is right
@@ -400,7 +400,7 @@ class Calibration:
 
 
 def is_right(r: Reading) -> np.ndarray:  # bool, a token of pred each
-    "Which tokens of a reading an alignment with the truth keeps."
+    "Which tokens of a reading an alignment with the reference keeps."
     right = np.zeros(len(r.pred), bool)
     for tag, p0, p1, _, _ in Levenshtein.opcodes(r.pred, r.true):
         right[p0:p1] = tag == "equal"
@@ -421,7 +421,7 @@ def calibration(readings: Iterable[Reading], n_bins: int = 10) -> Calibration:
 
 # %% ../nbs/04_evaluate.ipynb #1d08b9be
 def plot_kinds(ax: plt.Axes, readings: Sequence[Reading], colour: str = "#0072B2") -> plt.Axes:
-    "Corrections per 100 notes of the truth, by kind."
+    "Corrections per 100 notes of the reference, by kind."
     n_notes = max(1, sum(t in ("rest",) or (len(t) == 2 and t[1].isdigit()) for r in readings for t in r.true))
     counts = sorted(kinds_of_error(readings).items(), key=lambda kv: kv[1])
     ax.barh([k for k, _ in counts], [100 * v / n_notes for _, v in counts], color=colour)
@@ -441,11 +441,11 @@ def plot_tokens(ax: plt.Axes, readings: Sequence[Reading], count: int = 20) -> p
 
 
 def plot_lengths(ax: plt.Axes, readings: Sequence[Reading]) -> plt.Axes:
-    "Symbol error rate by length of the truth, with intervals."
+    "Symbol error rate by length of the reference, with intervals."
     rows = [(k, 100 * v.value, 100 * v.low, 100 * v.high) for k, v in ser_by_length(readings).items()]
     interval_bars(ax, rows, ["#0072B2"] * len(rows))
     ax.set_xlim(0)
-    return bare(ax, "symbol error rate, %", "tokens of the truth")
+    return bare(ax, "symbol error rate, %", "tokens of the reference")
 
 
 def plot_calibration(ax: plt.Axes, readings: Sequence[Reading]) -> plt.Axes:

@@ -614,14 +614,14 @@ ERROR_COLOURS = {
     "other": "#CC79A7",
     "missing": "#009E73",
     "extra": "#B58900",
-}  # missing in the reading: drawn in the truth; extra: drawn in the reading
+}  # missing in the reading: drawn in the reference; extra: drawn in the reading
 _GROUPS = {"pitch": "pitch", "accidental": "pitch", "rhythm": "rhythm", "tuplet": "rhythm"}
 
 
 def note_errors(
     pred: Sequence[str],
     true: Sequence[str],
-) -> tuple[dict[int, str], dict[int, str]]:  # position of a note's type → kind, in the reading and in the truth
+) -> tuple[dict[int, str], dict[int, str]]:  # position of a note's type → kind, in the reading and in the reference
     "Which notes are wrong, on both sides; kinds are those of ERROR_COLOURS."
     sides, places = (notes_of_bars(pred), notes_of_bars(true)), []
     for tokens, bars in zip((pred, true), sides, strict=True):
@@ -654,19 +654,19 @@ def _engraved_errors(tokens: Sequence[str], wrong: Mapping[int, str]) -> str:
 
 
 def diff_html(pred: Sequence[str], true: Sequence[str]) -> str:
-    "Reading and truth, engraved one above the other, wrong notes coloured by kind. Raises `ScoreError`."
+    "Prediction and reference, engraved one above the other, wrong notes coloured by kind. Raises `ScoreError`."
     wrong = note_errors(pred, true)
     legend = " ".join(f'<span><i style="background: {c}"></i>{k}</span>' for k, c in ERROR_COLOURS.items())
     drawn = [tokens and _engraved_errors(tokens, w) for tokens, w in zip((pred, true), wrong, strict=True)]
     sheets = [
         f"<h4>{title}</h4>{sheet_html(svg, f'{title}, errors coloured') if svg else '<p>There is no such part.</p>'}"
-        for title, svg in zip(("The reading", "The truth"), drawn, strict=True)
+        for title, svg in zip(("The prediction", "The reference"), drawn, strict=True)
     ]
     return f'<p class="legend notes">{legend}</p>{"".join(sheets)}'
 
 # %% ../nbs/views.ipynb #ab7aba6d
 def token_diff_html(pred: Sequence[str], true: Sequence[str]) -> str:
-    "Tokens to take away and to put in, in their place, a line for each bar of the truth."
+    "Tokens to take away and to put in, in their place, a line for each bar of the reference."
     from rapidfuzz.distance import Levenshtein
 
     pieces: list[str] = []
@@ -687,7 +687,7 @@ def token_diff_html(pred: Sequence[str], true: Sequence[str]) -> str:
     return f'<ol class="bars diff" tabindex="0"><li>{lines}</li></ol>'
 
 
-def errors_html(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> str:  # reading and truth of each part
+def errors_html(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> str:  # prediction and reference of each part
     "The symbol error rate, and what is wrong kind by kind."
     n_edits, n_true = sum(token_distance(p, t) for p, t in pairs), sum(len(t) for _, t in pairs)
     rate = f"{100 * n_edits / max(1, n_true):.1f} %"

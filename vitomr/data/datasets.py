@@ -138,7 +138,7 @@ def olimpic(root: Path) -> list[Item]:
 
 # %% ../../nbs/data/datasets.ipynb #f3aa670f
 def grandstaff(root: Path) -> list[Item]:
-    """GrandStaff-LMX: truth from github.com/ufal/olimpic-icdar24, pictures from grfia.dlsi.ua.es/musicdocs.
+    """GrandStaff-LMX: reference from github.com/ufal/olimpic-icdar24, pictures from grfia.dlsi.ua.es/musicdocs.
 
     Relied on: samples.{train,dev,test}.txt name bases such as beethoven/piano-sonatas/sonata01-2/maj2_down_m-0-5;
     beside each stand .lmx and .musicxml. The pictures, .jpg and _distorted.jpg (also .krn, not read), stand under the
@@ -147,12 +147,12 @@ def grandstaff(root: Path) -> list[Item]:
     """
     folders = (root / "grandstaff", root.resolve().parent / "grandstaff-pictures")
     pictures = next((f for f in folders if f.is_dir()), root)
-    licence = "CC BY-SA 4.0 (truth); pictures: ask grfia.dlsi.ua.es"
+    licence = "CC BY-SA 4.0 (reference); pictures: ask grfia.dlsi.ua.es"
     items = []
     for split, base in _listed(root):
-        truth = {"tokens": root / f"{base}.lmx", "musicxml": root / f"{base}.musicxml"}
+        reference = {"tokens": root / f"{base}.lmx", "musicxml": root / f"{base}.musicxml"}
         for name in (base, f"{base}_distorted"):
-            files = {"picture": pictures / f"{name}.jpg", **truth}
+            files = {"picture": pictures / f"{name}.jpg", **reference}
             items.append(file_item(name, split, "grandstaff-lmx", licence, files))
     return items
 
@@ -229,7 +229,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def pairs(root: Path) -> list[Item]:
-    "NAME.png or .jpg beside NAME.lmx, NAME.musicxml (.xml, .mxl) or both; pictures without truth are passed over."
+    "NAME.png or .jpg beside NAME.lmx, NAME.musicxml (.xml, .mxl) or both; pictures without reference are passed over."
     files = {p.name: p for p in sorted(root.iterdir()) if p.is_file() and not p.name.startswith(".")}
     items, source = [], root.resolve().name
     for base in sorted({p.stem for p in files.values() if p.suffix in (".lmx", *PICTURE_SUFFIXES)}):
@@ -384,7 +384,7 @@ DATASETS: dict[str, Known] = {
     "openscore-lieder": Known("MusicXML of about 1,460 songs", "CC0 1.0", "github.com/OpenScore/Lieder", "scores"),
     "music21": Known("MusicXML of some 500 scores", "see music21's corpus licence", "comes with the install", "scores"),
     "shards": Known("pictures, tokens, positions", "as its songs", "made here: vitomr data build", "shards"),
-    "pairs": Known("your pictures with their truth", "yours", "your folder", "pairs"),
+    "pairs": Known("your pictures with their reference", "yours", "your folder", "pairs"),
     "json": Known("your records: image, problem, solution, lmx", "yours", "your file", "json"),
 }  # fmt: skip
 

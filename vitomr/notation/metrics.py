@@ -44,7 +44,7 @@ def symbol_error_rate(
 # %% ../../nbs/notation/metrics.ipynb #b0c5e917
 @dataclass(frozen=True)
 class Overlap:
-    "What a reading and its truth have in common; sums over pieces."
+    "What a prediction and its reference have in common; sums over pieces."
 
     matches: int = 0
     n_pred: int = 0
@@ -197,7 +197,7 @@ def align_bars(
 def pair_parts(
     pred: Sequence[Sequence],  # tokens or ids of each part, from the top
     true: Sequence[Sequence],  # likewise
-) -> list[tuple[list, list]]:  # reading and truth of each part
+) -> list[tuple[list, list]]:  # prediction and reference of each part
     "Pair the parts of two scores in order so that most tokens agree; where one side has no part it is empty."
     found = align_bars([Counter(p) for p in pred], [Counter(t) for t in true])
     return [([] if p is None else list(pred[p]), [] if t is None else list(true[t])) for p, t in found]
@@ -235,7 +235,7 @@ def note_f1(
 def bars_that_add_up(
     tokens: Sequence[str] | Sequence[int],  # any sequence of tokens or ids
 ) -> tuple[int, int]:  # bars that add up, bars
-    "How many bars of a sequence add up; no truth needed. Never raises."
+    "How many bars of a sequence add up; no reference needed. Never raises."
     bars = bar_sums(tokens)
     return sum(b.adds_up for b in bars), len(bars)
 
@@ -277,7 +277,7 @@ def mcr_of_scores(
 ) -> tuple[float, float]:  # correction cost, cost of starting over
     "Musical correction cost between two documents. Raises `ScoreError` in one line where one cannot be read."
     sides = []
-    for what, text in (("the reading", pred), ("the truth", true)):
+    for what, text in (("the prediction", pred), ("the reference", true)):
         if mcr.detect_format(text) == "musicxml":
             parse_xml(text.encode(), what)  # the package takes broken XML for an empty score
         try:
@@ -285,7 +285,7 @@ def mcr_of_scores(
         except Exception as e:  # the package lets through whatever its parsers meet
             raise ScoreError(f"MCR cannot read {what} ({type(e).__name__}: {str(e)[:120]})") from e
     if not sides[1].events:
-        raise ScoreError("MCR found no notes in the truth; give MusicXML, **kern or ABC with at least one note or rest")
+        raise ScoreError("MCR found no notes in the reference; give MusicXML, **kern or ABC with a note or rest")
     config = mcr.MetricConfig()
     done = mcr.compare_scores(*sides, config=config)
     whole = done.pred_event_count * config.delete_cost + done.ref_event_count * config.insert_cost
@@ -296,7 +296,7 @@ def mcr_counts(
     pred: Sequence,  # tokens or ids
     true: Sequence,  # tokens or ids
 ) -> tuple[float, float]:  # correction cost, cost of starting over
-    "Musical correction cost between the scores of two sequences. Raises `ScoreError` for a truth without notes."
+    "Musical correction cost between the scores of two sequences. Raises `ScoreError` for a reference without notes."
     return mcr_of_scores(*(musicxml_bytes(to_musicxml(tokens)).decode() for tokens in (pred, true)))
 
 # %% ../../nbs/notation/metrics.ipynb #e8a01b44
@@ -333,7 +333,7 @@ def micro_rate(
     return Rate(float(errors.sum() / sizes.sum()), float(low), float(high), len(errors))
 
 # %% ../../nbs/notation/metrics.ipynb #8e15a2c4
-Metric = Callable[[Sequence, Sequence], tuple[float, float]]  # of a reading and its truth: a part and a whole
+Metric = Callable[[Sequence, Sequence], tuple[float, float]]  # of a prediction and its reference: a part and a whole
 
 
 def _f1_parts(overlap: Overlap) -> tuple[float, float]:
@@ -351,7 +351,7 @@ METRICS: dict[str, Metric] = {
 
 # %% ../../nbs/notation/metrics.ipynb #04e8d3f1
 def summarise(
-    readings: Iterable[tuple[Sequence, Sequence]],  # reading and truth, tokens or ids
+    readings: Iterable[tuple[Sequence, Sequence]],  # prediction and reference, tokens or ids
     metrics: Mapping[str, Metric] = METRICS,
 ) -> dict[str, Rate]:
     "Every metric over a test set, micro-averaged, with its interval. Raises ValueError for no readings."

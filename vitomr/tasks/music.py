@@ -64,7 +64,7 @@ def bar_boxes(
 # %% ../../nbs/tasks/music.ipynb #7ff31701
 @dataclass(frozen=True, eq=False)
 class DrawnSystem:
-    "An engraved system with its truth."
+    "An engraved system with its reference."
 
     img: np.ndarray  # uint8 (H, W), staff space 8 px
     tokens: tuple[str, ...]  # plain LMX
