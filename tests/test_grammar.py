@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_errors import RIGHT
 
 from vitomr.notation import grammar as module
+from vitomr.notation import line_state as state
 from vitomr.notation.analysis import Analysis, analyse, match_ties
 from vitomr.notation.grammar import Grammar
 from vitomr.notation.lmx import EOS_ID, PAD_ID, TOKEN_ID, VOCABULARY, decode, encode, linearise
@@ -100,7 +101,7 @@ def longest_jump(row, scratch, buffer, out, after) -> int:
     for token in range(len(out)):
         if out[token]:
             after[0] = row[0]
-            module._advance(after[0], token)
+            state._advance(after[0], token)
             worst = max(worst, way(after[0], scratch, buffer) - now)
     return worst
 
@@ -116,7 +117,7 @@ def way(s, scratch, buffer) -> int:
 @pytest.mark.parametrize("grammar", [TIME, STRUCTURE], ids=["time", "structure"])
 def test_a_token_lengthens_the_way_to_the_end_by_less_than_is_allowed_for(grammar):
     rng, worst = np.random.default_rng(3), 0
-    scratch, after = np.zeros(4, module._ROW), np.zeros(1, module._ROW)
+    scratch, after = np.zeros(4, state._ROW), np.zeros(1, state._ROW)
     for _ in range(12):
         tracker, weight = grammar.tracker(1), taste(rng) * (np.arange(V) != EOS_ID)
         for _ in range(100):
@@ -227,7 +228,7 @@ def in_order(found: Analysis) -> list[str]:
     "Its tokens as the linearizer would put them."
     bars = [["measure"] for _ in found.bars]
     for e in found.events:
-        bars[e.bar] += [*e.prefixes, e.root, *sorted(e.suffixes, key=lambda t: module._CLASS[TOKEN_ID[t]])]
+        bars[e.bar] += [*e.prefixes, e.root, *sorted(e.suffixes, key=lambda t: state._CLASS[TOKEN_ID[t]])]
     return sum(bars, [])
 
 
