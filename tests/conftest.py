@@ -31,6 +31,14 @@ PIANO = """<score-partwise version="4.0"><part-list><score-part id="P1"><part-na
 </part></score-partwise>"""
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "Several workers share out files, so that what a file's tests share is made once; and notebooks one by one."
+    for item in items:
+        if item.path.name != "test_notebooks.py":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture(autouse=True)
 def _no_words(request, monkeypatch):
     "Words are read in their own tests alone; they take seconds a page."

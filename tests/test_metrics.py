@@ -229,7 +229,7 @@ def test_mcr_reads_kern_and_says_what_it_cannot_read():
     assert mcr_of_scores(kern, kern) == (0, 6)
     with pytest.raises(ScoreError, match="no notes in the reference"):
         mcr_of_scores(kern, "hello")
-    with pytest.raises(ScoreError, match="the reading is not well-formed") as e:
+    with pytest.raises(ScoreError, match="the prediction is not well-formed") as e:
         mcr_of_scores('<?xml version="1.0"?><score-partwise><part>', kern)
     assert "\n" not in str(e.value)
 
