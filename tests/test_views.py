@@ -17,10 +17,11 @@ from vitomr.notation.lmx import linearise
 from vitomr.notation.metrics import errors_by_kind
 from vitomr.notation.musicxml import to_musicxml
 from vitomr.notation.score import parts, read_score
-from vitomr.page.staves import map_points
+from vitomr.page.staves import map_points, open_picture
+from vitomr.page.systems import find_systems
 from vitomr.rewards import TERMS, Breakdown
 from vitomr.train.groups import advantages
-from vitomr.transcribe import PACKAGED, Transcriber
+from vitomr.transcribe import PACKAGED, Document, PageReading, Transcriber
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 VOICE = EXAMPLES / "schubert-fruehlingstraum-voice.png"
@@ -96,6 +97,25 @@ def test_outlines_lie_on_the_picture_in_order(sheet):
     assert len(outlines) == 4 and lefts == sorted(lefts)
     everywhere = np.concatenate(outlines)
     assert everywhere.min() > -0.05 * w and (everywhere < [1.05 * w, 1.05 * h]).all()
+
+
+def test_bars_are_shown_and_counted_before_anything_is_read():
+    "The page has 22 bars in 6 systems; a bar line that is not found costs one."
+    picture = open_picture(EXAMPLES / "pages" / "bach-invention-1.png")
+    page = find_systems(picture)
+    shown = ET.fromstring(f"<div>{views.found_html(Document('page', [PageReading(1, picture, found=page)]))}</div>")
+    bars = [e for e in shown.iter("polygon") if e.get("class") == "guess"]
+    assert 20 <= len(bars) <= 22
+    assert shown.findtext("p") == f"6 systems, about {len(bars)} bars by the bar lines in the picture"
+    outlines = [np.array([xy.split(",") for xy in e.get("points").split()], float) for e in bars]
+    assert all(o.max(0)[0] <= picture.shape[1] and o.min() >= 0 for o in outlines)
+    centres = np.array([o.mean(0) for o in outlines])
+    assert all(b[0] > a[0] or b[1] > a[1] + 50 for a, b in zip(centres, centres[1:]))  # in reading order
+
+
+def test_a_single_staff_has_no_bars_before_it_is_read():
+    picture = open_picture(EXAMPLES / "schubert-fruehlingstraum-voice.png")
+    assert views.bars_in_picture(find_systems(picture)) == []
 
 
 def test_doubtful_notes_are_coloured_and_named(sheet):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TINTS', 'NOTE_COLOURS', 'MAX_SHOWN', 'ERROR_COLOURS', 'Seen', 'seen_lines', 'name_by_system', 'Sheet', 'tint_of',
            'count', 'doubts', 'odd_bars', 'sure_bars', 'engraving', 'sheet_svg', 'sheet_html', 'sounds', 'picture_uri',
-           'outlines_of', 'bar_outlines', 'picture_html', 'pages_html', 'whole_html', 'found_html', 'boxes_html',
-           'status_html', 'hint_html', 'token_html', 'tokens_html', 'lines_html', 'summary', 'lmx_text', 'texts_html',
-           'with_lmx', 'with_musicxml', 'attention_html', 'panels_html', 'number', 'bar_html', 'reward_html',
-           'group_html', 'note_errors', 'diff_html', 'token_diff_html', 'errors_html', 'compared_html']
+           'outlines_of', 'bar_outlines', 'picture_html', 'pages_html', 'whole_html', 'bars_in_picture', 'found_html',
+           'boxes_html', 'status_html', 'hint_html', 'token_html', 'tokens_html', 'lines_html', 'summary', 'lmx_text',
+           'texts_html', 'with_lmx', 'with_musicxml', 'attention_html', 'panels_html', 'number', 'bar_html',
+           'reward_html', 'group_html', 'note_errors', 'diff_html', 'token_diff_html', 'errors_html', 'compared_html']
 
 # %% ../nbs/views.ipynb #e01f0a53
 import base64
@@ -44,6 +44,7 @@ from .notation.musicxml import MARK_COLOUR
 from .notation.score import parts, root_of
 from .page.assemble import Assembled, Line, assemble
 from .page.staves import map_points, to_gray
+from .page.systems import Page, bar_lines, n_bars_printed
 from .rewards import TERMS, Breakdown
 from .train.groups import advantages
 from .transcribe import MAX_TRUTH_BYTES, MAX_TRUTH_TOKENS, SHEET, Document, Savable, Transcriber, write_words
@@ -318,6 +319,7 @@ def picture_html(
     outlines: Sequence[np.ndarray | None] = (),  # of bars
     *,
     boxes: Sequence[np.ndarray] = (),  # outlines of systems
+    guesses: Sequence[np.ndarray] = (),  # outlines of bars that are not read yet
     odd: Sequence[int] = (),  # bars that do not add up
     first: int = 0,  # number of the first bar
 ) -> str:
@@ -325,6 +327,10 @@ def picture_html(
     h, w = np.shape(img)[:2]
     points = lambda outline: " ".join(f"{x:.0f},{y:.0f}" for x, y in outline)
     drawn = "".join(f'<polygon class="system" points="{points(o)}"/>' for o in boxes)
+    drawn += "".join(
+        f'<polygon class="guess" points="{points(o)}"><title>Bar {i}, not read yet</title></polygon>'
+        for i, o in enumerate(guesses, 1)
+    )
     drawn += "".join(
         f'<polygon class="bar{" odd" if i in odd else ""}" data-bar="{i}" points="{points(o)}" tabindex="0" '
         f'role="button" aria-label="Bar {i + 1}"><title>Bar {i + 1}</title></polygon>'
@@ -362,13 +368,28 @@ def whole_html(sheet: Sheet) -> str:
     return f'<details class="{kind}"><summary>The whole {several}</summary>{pages_html(sheet)}</details>'
 
 # %% ../nbs/views.ipynb #b6ad629e
+def bars_in_picture(page: Page) -> list[np.ndarray]:  # (N, 2) px of the picture, for each bar
+    "Where the bars of a page are by its bar lines alone; none for a page with a system of one staff."
+    if any(n_bars_printed(page, s) is None for s in page.systems):
+        return []
+    outlines = []
+    for s in page.systems:
+        edges = [min(x.x0 for x in s.staves), *bar_lines(page, s)]
+        edges += [max(x.x1 for x in s.staves)] if n_bars_printed(page, s) == len(edges) else []
+        outlines += [page.outline((a, s.staves[0].top, b, s.staves[-1].bottom)) for a, b in zip(edges, edges[1:])]
+    return outlines
+
+
 def found_html(document: Document) -> str:
-    "The pages of a document that is still being read, with the systems found."
-    return "".join(
-        picture_html(p.picture, boxes=[s.outline for s in p.systems] if p.page else [])
-        for p in document.pages
-        if not p.fault
-    )
+    "The pages of a document that is still being read, with the systems and bars found, and how many."
+    shown = []
+    for p in (p for p in document.pages if not p.fault):
+        bars = bars_in_picture(p.found) if p.found else []
+        shown.append(picture_html(p.picture, guesses=bars, boxes=[s.outline for s in p.systems] if p.page else []))
+        if p.found:
+            about = f", about {count(len(bars), 'bar')} by the bar lines in the picture" if bars else ""
+            shown.append(f'<p class="counted">{count(len(p.found.systems), "system")}{about}</p>')
+    return "".join(shown)
 
 # %% ../nbs/views.ipynb #973dd35b
 def boxes_html(document: Document) -> str:
