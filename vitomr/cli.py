@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -453,7 +454,7 @@ def data_check(args) -> int:
 
 
 def data_questions(args) -> None:
-    from vitomr.tasks.datasets import save_questions
+    from vitomr.tasks.datasets import Question, save_questions
 
     tasks = args.task.split(",")
     if args.count < 1:
@@ -461,7 +462,7 @@ def data_questions(args) -> None:
     if args.of == "shapes":
         from vitomr.tasks.shapes import ShapeQuestions
 
-        questions = ShapeQuestions(tasks, args.count, args.seed)
+        questions: Sequence[Question] = ShapeQuestions(tasks, args.count, args.seed)
     else:
         from vitomr.tasks.music import music_questions
 
@@ -559,7 +560,12 @@ def train_grpo(args, on_log) -> None:
     is_own = args.policy and ":" in args.policy and not Path(args.policy).exists()
     run = (_train_policy if is_own else _train_vlm) if args.policy else _train_reader
     with tracker(args.tracker, "vitomr", folder=args.out) if args.tracker else nullcontext(Tracker()) as log:
-        run(args, on_log=lambda line: (on_log(line), log(line)), on_samples=log.samples)
+
+        def told(line: dict) -> None:
+            on_log(line)
+            log(line)
+
+        run(args, on_log=told, on_samples=log.samples)
 
 
 def _train_policy(args, **callbacks) -> None:

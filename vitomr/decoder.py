@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from vitomr.nn.loading import (
     STAFF_SPACE,
     STEM_BLOCKS,
     WIDTH,
+    Number,
     Whole,
     check_fields,
     check_heads,
@@ -66,7 +67,8 @@ class ReaderConfig:
 
     def __post_init__(self):
         "Raises ValueError that names a field that is out of range."
-        ranges = {"stem_blocks": STEM_BLOCKS, "vocabulary_size": Whole(4, 100_000), "staff_space": STAFF_SPACE}
+        ranges: dict[str, Whole | Number] = {"stem_blocks": STEM_BLOCKS, "staff_space": STAFF_SPACE}
+        ranges["vocabulary_size"] = Whole(4, 100_000)
         for side in ("encoder", "decoder"):
             ranges |= {f"d_{side}": WIDTH, f"{side}_layers": LAYERS, f"{side}_heads": HEADS}
         check_fields(self, ranges)
@@ -85,7 +87,8 @@ class ReaderConfig:
         if unknown := set(d) - known:
             given = reprlib.repr(sorted(unknown))
             raise ValueError(f"unknown model settings {given}; this version knows {', '.join(sorted(known))}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
+        return cls(**settings)
 
 
 READERS = {
@@ -316,8 +319,8 @@ class Losses:
         if self.scheduled:
             tokens = mixed_input(model, memory, tokens, **sampling_at(step, self.scheduled))
         logits, maps = model.decode_guided(tokens, memory)
-        reference, how = batch.tokens[:, 1:].flatten(), {"ignore_index": PAD_ID, "label_smoothing": self.smoothing}
-        ce = F.cross_entropy(logits.float().flatten(0, 1), reference, **how)
+        reference, rows = batch.tokens[:, 1:].flatten(), logits.float().flatten(0, 1)
+        ce = F.cross_entropy(rows, reference, ignore_index=PAD_ID, label_smoothing=self.smoothing)
         symbols = symbol_loss(model.symbol_head(features), batch.symbols, memory.mask)
         parts = {"ce": ce, "symbols": symbols, "gaze": gaze_loss(maps, batch.patch)}
         parts = {k: v * share[k] for k, v in parts.items()}
@@ -502,7 +505,7 @@ def train(
         lengths = ((0, lengths[-1][1]),)
     plan = replace(cfg.plan, seed=cfg.loop.seed, lengths=tuple((k * step, n) for step, n in lengths))
     batches = Batches(Shards(shards), plan, mix=cfg.mix, space=cfg.reader.staff_space, steps=k * cfg.loop.steps)
-    about = {"reader": asdict(cfg.reader), "losses": asdict(cfg.losses)}
+    about: dict[str, Any] = {"reader": asdict(cfg.reader), "losses": asdict(cfg.losses)}
     if cfg.tuned is not None:
         about["tuned"] = cfg.tuned
     fit_options = {"evaluate_every": cfg.evaluate_every} | fit_options

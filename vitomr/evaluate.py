@@ -363,11 +363,11 @@ def errors_by_token(readings: Iterable[Reading]) -> dict[str, TokenErrors]:
     for r in readings:
         for t in r.true:
             found.setdefault(t, TokenErrors()).n_true += 1
-        for tag, p0, p1, t0, t1 in Levenshtein.opcodes(r.pred, r.true):
-            if tag != "equal":
-                for t in r.true[t0:t1]:
+        for op in Levenshtein.opcodes(r.pred, r.true):
+            if op.tag != "equal":
+                for t in r.true[op.dest_start : op.dest_end]:
                     found[t].n_missed += 1
-                for t in r.pred[p0:p1]:
+                for t in r.pred[op.src_start : op.src_end]:
                     found.setdefault(t, TokenErrors()).n_put_in += 1
     return found
 

@@ -7,7 +7,7 @@ __all__ = ['ARM_COLOURS', 'CURRICULUM', 'PRACTICE', 'PACKAGED', 'arm_colour', 'p
 
 # %% ../nbs/03_grpo.ipynb #acff1899
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +69,22 @@ def plot_kinds(results: dict) -> plt.Figure:
     return fig
 
 # %% ../nbs/03_grpo.ipynb #7ae231dc
-_TINY = {
-    "num_generations": 16,
-    "per_device_batch_size": 128,
-    "rollout_batch": 64,
-    "loss_type": "dapo",
-    "epsilon_high": 0.28,
-    "use_kl": True,
-    "beta": 0.05,
-    "grammar": False,
-    "max_actions": Schedule(260),
-    "lengths": Schedule(200.0),
-    "shortest": 20,
-    "degradation": "clean",
-    "loop": LoopConfig(steps=96, lr=3e-5, warmup=10, ema=0.9, weight_decay=0.0, betas=(0.9, 0.95), log_every=1),
-}
-CURRICULUM = {
+_TINY = GRPOConfig(
+    num_generations=16,
+    per_device_batch_size=128,
+    rollout_batch=64,
+    loss_type="dapo",
+    epsilon_high=0.28,
+    use_kl=True,
+    beta=0.05,
+    grammar=False,
+    max_actions=Schedule(260),
+    lengths=Schedule(200.0),
+    shortest=20,
+    degradation="clean",
+    loop=LoopConfig(steps=96, lr=3e-5, warmup=10, ema=0.9, weight_decay=0.0, betas=(0.9, 0.95), log_every=1),
+)
+CURRICULUM: dict[str, Any] = {
     "reward": "notes",
     "exploration": 0.1,
     "temperature_func": "linear",
@@ -109,8 +109,8 @@ PRACTICE = {
         degradation="clean",
         loop=LoopConfig(steps=32, lr=2e-3, optimizer="muon", warmup=12, ema=0.5, weight_decay=0.0, log_every=1),
     ),
-    "tiny": GRPOConfig(**_TINY),
-    "notes": GRPOConfig(**{**_TINY, **CURRICULUM}),
+    "tiny": _TINY,
+    "notes": replace(_TINY, **CURRICULUM),
     "base": GRPOConfig(
         num_generations=16,
         per_device_batch_size=256,

@@ -147,9 +147,10 @@ def bar_spans(
             starts[bar] = max([median(xs) - lead, *list(starts.values())[-1:]])
     ends = dict(zip(starts, [*list(starts.values())[1:], width]))
     spans = [(starts[b], ends[b]) if b in starts and ends[b] > starts[b] else None for b in range(n_bars)]
-    first = next((i for i, s in enumerate(spans) if s), None)
-    if first is not None:
-        spans[first] = (0.0, spans[first][1])  # clef, key and time belong to the first bar
+    for i, span in enumerate(spans):
+        if span:
+            spans[i] = (0.0, span[1])  # clef, key and time belong to the first bar
+            break
     return spans
 
 # %% ../nbs/insight.ipynb #0cfce154

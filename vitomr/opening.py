@@ -132,8 +132,8 @@ def file_html(
     known, ticks = {g.number: g for g in seen}, []
     for n in range(1, min(n_pages, MOST_THUMBS) + 1):
         g = known.get(n)
-        has_thumb = g is not None and g.thumb is not None
-        picture = f'<img src="{picture_uri(g.thumb)}" alt=""/>' if has_thumb else '<i class="blank"></i>'
+        thumb = g.thumb if g else None
+        picture = '<i class="blank"></i>' if thumb is None else f'<img src="{picture_uri(thumb)}" alt=""/>'
         said = g.said if g else "…"
         ticks.append(
             f'<label><input type="checkbox" value="{n}"{" checked" if n <= most else ""}/>{picture}'

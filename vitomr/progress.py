@@ -8,7 +8,7 @@ __all__ = ['TOKENS_PER_PX', 'LEAST_SURE', 'BEGINNING', 'ENOUGH', 'Pace', 'roughl
 
 # %% ../nbs/progress.ipynb #42bcfad1
 import html
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from math import exp
 from statistics import median
@@ -98,7 +98,7 @@ BEGINNING, ENOUGH = 40, 24  # tokens of a line that are looked at, and from whic
 
 def how_like_music(
     lines: Sequence[Transcription],
-    done: set[int] = frozenset(),  # ids of those that are finished, however short
+    done: Collection[int] = frozenset(),  # ids of those that are finished, however short
 ) -> float | None:
     "Mean probability of what the lines begin with; None while one of them has hardly begun."
     if not lines or any(len(x.tokens) < ENOUGH and id(x) not in done for x in lines):

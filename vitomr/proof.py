@@ -138,10 +138,10 @@ def carried(
     from rapidfuzz.distance import Levenshtein
 
     logp, source = [], []
-    for tag, a, b, c, d in Levenshtein.opcodes(list(old.tokens), list(tokens)):
-        for i in range(d - c):
-            is_same = tag == "equal"
-            logp.append(float(old.logp[a + i]) if is_same else 0.0)
+    for op in Levenshtein.opcodes(list(old.tokens), list(tokens)):
+        a, b = op.src_start, op.src_end
+        for i in range(op.dest_end - op.dest_start):
+            logp.append(float(old.logp[a + i]) if op.tag == "equal" else 0.0)
             source.append(min(a + i, max(a, b - 1), len(old.tokens) - 1))
     attention = old.attention[source] if len(old.tokens) else np.full((len(tokens), 1, 1), 1.0, np.float32)
     return Look(list(tokens), np.array([*logp, old.logp[-1]], np.float32), attention, old.shifts)

@@ -31,7 +31,7 @@ try:
     import fcntl
     import resource
 except ImportError:  # Windows has no such limits: there the work is done in process
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 # %% ../nbs/sandbox.ipynb #5b133477
 MOST_CHARACTERS = 200  # of a line that says what is wrong
@@ -349,6 +349,7 @@ class _Worker:
         head = bytes(self._bytes(n_head, until))
         if not is_shared:
             return head, self._bytes(n_body, until)
+        assert self.shared is not None  # the worker shares only what it was given
         body, at = bytearray(n_body), 0
         while at < n_body:
             n = os.preadv(self.shared, [memoryview(body)[at:]], at)

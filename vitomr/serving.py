@@ -22,7 +22,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 
 import numpy as np
@@ -336,12 +336,12 @@ class Shelf:
     def get(self, key: str | None) -> object | None:
         "The value, now the youngest; None for one that is gone."
         with self._lock:
-            if key not in self._kept:
+            if key is None or key not in self._kept:
                 return None
             self._kept.move_to_end(key)
             return self._kept[key][0]
 
-    def _drop(self, key: str | None) -> None:
+    def _drop(self, key: str) -> None:
         if key in self._kept:
             self.size -= self._kept.pop(key)[1]
 
@@ -382,10 +382,11 @@ def number_from(
 ) -> float:
     "A number within its limits. Raises `RefusedError` for anything else."
     kind = "whole number" if is_whole else "number"
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e18 and isfinite(value)
-    if not good or not low <= value <= high or (is_whole and value != int(value)):
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else nan
+    good = abs(number) < 1e18 and isfinite(number)
+    if not good or not low <= number <= high or (is_whole and number != int(number)):
         raise RefusedError(f"{name} {one_line(value, 30)}: expected a {kind} from {low:g} to {high:g}")
-    return int(value) if is_whole else float(value)
+    return int(number) if is_whole else float(number)
 
 
 def check_widths(how: Decoding) -> None:

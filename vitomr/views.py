@@ -17,7 +17,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import exp
@@ -74,7 +74,7 @@ def seen_lines(transcriber: Transcriber, document: Document) -> list[list[Seen]]
             seen = []
             for line in system.lines:
                 at = look(transcriber, line.picture, line.tokens, line.shifts, line.encoding)
-                flat = None if page.page is None else partial(_on_level_page, line.matrix)
+                flat = None if page.page is None or line.matrix is None else partial(_on_level_page, line.matrix)
                 seen.append(Seen(at, line.picture, partial(page.place, line), line.n_staves, flat))
             found.append(seen)
     return found
@@ -195,7 +195,7 @@ def _painted(svg: str, colours: Mapping[str, str], titles: Mapping[str, str]) ->
     return re.sub(r'<g id="([^"]+)" class="((?:note|rest|mRest)\b[^"]*)"[^>]*>', paint, svg)
 
 
-def _numbered(svg: str, odd: Sequence[int], first: int = 0) -> str:
+def _numbered(svg: str, odd: Collection[int], first: int = 0) -> str:
     "An SVG whose bars carry their numbers."
     n = iter(range(first, first + svg.count('class="measure"')))
 
@@ -238,11 +238,12 @@ def sheet_html(
     **data,  # what scripts need, as data attributes of JSON
 ) -> str:
     "An engraving as wide as the page; it scrolls sideways where that would make it too small."
-    width = re.search(r'viewBox="0 0 (\d+)', svg)[1]
+    found = re.search(r'viewBox="0 0 (\d+)', svg)
+    assert found is not None  # `render_svg` writes one
     more = "".join(f' data-{k}="{html.escape(json.dumps(v))}"' for k, v in data.items())
     return (
         f'<div class="sheet" tabindex="0" role="group" aria-label="{html.escape(about)}" '
-        f'style="--natural: {width}px"{more}>{svg}</div>'
+        f'style="--natural: {found[1]}px"{more}>{svg}</div>'
     )
 
 # %% ../nbs/views.ipynb #7465a532
@@ -421,7 +422,7 @@ def hint_html(kind: str, text: str) -> str:
 
 
 def token_html(text: str, p: float | None = None, tint: float | None = None, number: int | None = None) -> str:
-    tint = tint_of(p) if tint is None else tint
+    tint = tint_of(1.0 if p is None else p) if tint is None else tint
     title = "" if p is None else f' title="{100 * p:.0f} %"'
     at = "" if number is None else f' data-token="{number}"'
     return f'<span class="lmx tint-{100 * tint:.0f}"{title}{at}>{html.escape(text)}</span>'
@@ -467,7 +468,7 @@ def summary(sheet: Sheet) -> str:
     kinds = Counter(e.kind.replace("-", " ") for a in found for e in a.minor if e.kind != "unfilled-measure")
     mended = ", ".join(f"{k} {kind}" for kind, k in kinds.most_common())
     odd, sure = odd_bars(sheet), sure_bars(sheet)
-    worst = min((i for i, p in enumerate(sure) if p is not None), key=lambda i: sure[i])
+    least, worst = min((p, i) for i, p in enumerate(sure) if p is not None)
     mean = exp(float(np.concatenate([x.look.logp[:-1] for x in lines]).mean()))
     again = sum(line.n_again for line in sheet.document.lines)
     several = f"{count(len(sheet.systems), 'system')}, " if len(sheet.systems) > 1 else ""
@@ -476,7 +477,7 @@ def summary(sheet: Sheet) -> str:
     adds_up = f"{which} not add up." if odd else "All bars add up."
     said = [
         f"{several}{count(len(sheet.made.places), 'bar')}. {adds_up}",
-        f"{100 * mean:.0f} % sure on average, least of bar {worst + 1}: {100 * sure[worst]:.0f} %.",
+        f"{100 * mean:.0f} % sure on average, least of bar {worst + 1}: {100 * least:.0f} %.",
         f"{count(again, 'bar')} read differently at a second look." if again else "",
         f"Mended: {mended}." if mended else "",
         "Orange rests fill a bar." if odd else "",
@@ -530,7 +531,7 @@ def with_musicxml(transcriber: Transcriber, sheet: Sheet, text: str) -> Sheet:
     seen = look(transcriber, only.img, line.tokens, only.look.shifts)
     edited = Sheet(sheet.document, [[replace(only, look=seen)]], score)
     roots = [s.position for s in symbols(edited.lines[0].look)]
-    edited.made.notes = {line.note[at]: (0, 0, at) for at in roots if line.note[at]}
+    edited.made.notes = {name: (0, 0, at) for at in roots if (name := line.note[at])}
     return edited
 
 # %% ../nbs/views.ipynb #fd2513a3
@@ -657,10 +658,14 @@ def note_errors(
         notes = [[] if i is None else side[i][0] for i, side in zip((p, t), sides, strict=True)]
         here = [iter([] if i is None else at[i]) for i, at in zip((p, t), places, strict=True)]
         for x, y in align_notes(*notes):
-            i, j = next(here[0]) if x else None, next(here[1]) if y else None
-            if x is None or y is None:
-                wrong[0 if x else 1][i if x else j] = "extra" if x else "missing"
+            if x is None:
+                wrong[1][next(here[1])] = "missing"
                 continue
+            i = next(here[0])
+            if y is None:
+                wrong[0][i] = "extra"
+                continue
+            j = next(here[1])
             kinds = {_GROUPS.get(k, "other") for k, u, v in zip(NOTE_KINDS, x, y, strict=True) if u != v}
             if kinds:
                 worst = next(k for k in ERROR_COLOURS if k in kinds)
@@ -678,7 +683,7 @@ def diff_html(pred: Sequence[str], true: Sequence[str]) -> str:
     "Prediction and reference, engraved one above the other, wrong notes coloured by kind. Raises `ScoreError`."
     wrong = note_errors(pred, true)
     legend = " ".join(f'<span><i style="background: {c}"></i>{k}</span>' for k, c in ERROR_COLOURS.items())
-    drawn = [tokens and _engraved_errors(tokens, w) for tokens, w in zip((pred, true), wrong, strict=True)]
+    drawn = [_engraved_errors(tokens, w) if tokens else "" for tokens, w in zip((pred, true), wrong, strict=True)]
     sheets = [
         f"<h4>{title}</h4>{sheet_html(svg, f'{title}, errors coloured') if svg else '<p>There is no such part.</p>'}"
         for title, svg in zip(("The prediction", "The reference"), drawn, strict=True)
@@ -698,12 +703,13 @@ def token_diff_html(pred: Sequence[str], true: Sequence[str]) -> str:
                 pieces.append("</li><li>")
             pieces.append(f"<{tag}>{html.escape(t)}</{tag}> ")
 
-    for tag, p0, p1, t0, t1 in Levenshtein.opcodes(list(pred), list(true)):
-        if tag == "equal":
-            add("span", true[t0:t1])
+    for op in Levenshtein.opcodes(list(pred), list(true)):
+        wanted = true[op.dest_start : op.dest_end]
+        if op.tag == "equal":
+            add("span", wanted)
         else:
-            add("del", pred[p0:p1])
-            add("ins", true[t0:t1])
+            add("del", pred[op.src_start : op.src_end])
+            add("ins", wanted)
     lines = "".join(pieces).removeprefix("</li><li>")
     return f'<ol class="bars diff" tabindex="0"><li>{lines}</li></ol>'
 
@@ -730,6 +736,7 @@ def compared_html(
     "What is wrong in a reading of one part or more. Raises `ScoreError`."
     pairs = pair_parts(pred, true)
     titles = [f"<h3>Part {i + 1}</h3>" if len(pairs) > 1 else "" for i in range(len(pairs))]
-    both = [(title + diff_html(p, t), title + token_diff_html(p, t)) for title, (p, t) in zip(titles, pairs)]
-    return errors_html(pairs), *("".join(x) for x in zip(*both, strict=True))
+    engraved = [title + diff_html(p, t) for title, (p, t) in zip(titles, pairs)]
+    by_token = [title + token_diff_html(p, t) for title, (p, t) in zip(titles, pairs)]
+    return errors_html(pairs), "".join(engraved), "".join(by_token)
 

@@ -226,7 +226,9 @@ def encoded(
         import wave
 
         with wave.open(buffer, "wb") as f:
-            f.setnchannels(x.shape[0] if x.ndim > 1 else 1), f.setsampwidth(2), f.setframerate(rate)
+            f.setnchannels(x.shape[0] if x.ndim > 1 else 1)
+            f.setsampwidth(2)
+            f.setframerate(rate)
             f.writeframes((x.T * 32767).astype("<i2").tobytes())
         return buffer.getvalue(), "audio/wav"
     soundfile.write(buffer, x.T, rate, format="OGG", subtype="VORBIS")

@@ -59,7 +59,7 @@ def equally_loud(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.
     return a * np.float32(0.5 / peak), b * np.float32(0.5 / peak)
 
 # %% ../../nbs/audio/labels.ipynb #9638eb6a
-CHOICES = {"first": 1.0, "second": 0.0, "tie": 0.5, "skip": None}
+CHOICES: dict[str, float | None] = {"first": 1.0, "second": 0.0, "tie": 0.5, "skip": None}
 
 
 def _print_of(pair: Pair) -> str:
@@ -151,7 +151,8 @@ class LabelStore:
         said: dict[tuple, str | None] = {(c.pair, c.rater): c.choice for c in self.choices}
         found = []
         for i, p in enumerate(self.pairs):
-            votes = [CHOICES[c] for (k, _), c in said.items() if k == i and c is not None and CHOICES[c] is not None]
+            chosen = [CHOICES[c] for (k, _), c in said.items() if k == i and c is not None]
+            votes = [vote for vote in chosen if vote is not None]
             found.append(replace(p, label=sum(votes) / len(votes) if votes else None))
         return found
 
@@ -167,10 +168,11 @@ KEYS = """() => { if (window.abKeys) return; window.abKeys = true; document.addE
 def candidates_html(pair: Pair, frame_rate: float, *, rate: int = 22_050) -> tuple[str, str]:
     "Both candidates, seen and heard."
     heard = equally_loud(*(sonified(a, frame_rate, pair.clip.audio, rate=rate) for a in (pair.first, pair.second)))
-    return tuple(
+    first, second = (
         framed(preview_html(a, frame_rate, sound, rate=rate, names=DEVICES, title=title))
         for a, sound, title in zip((pair.first, pair.second), heard, ("First", "Second"))
     )
+    return first, second
 
 
 def label_controls(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -128,7 +129,8 @@ class LearnedReward:
     def __call__(self, states: Sequence[Clip], actions: Sequence, **columns) -> list[RewardTerms]:
         moves = flattened(list(actions), 1)
         scores = self.model.scores(stacked(states), moves)  # (N, patches)
-        owner = owners(*moves.shape[1:], False)
+        _, devices, frames = moves.shape
+        owner = owners(devices, frames, False)
         return [RewardTerms({"learned": sum(s) / len(s)}, {"learned": 1.0}, tuple(s), owner) for s in scores.tolist()]
 
 # %% ../../nbs/audio/practice.ipynb #183f91fc
@@ -202,8 +204,9 @@ EXPERIMENTS["rounds"] = replace(EXPERIMENTS["chorales"], lr=1e-3, kl=0.4, rounds
 def fresh_policy(size: Experiment, seed: int = 0) -> CQTViTModel:
     "A policy for four devices."
     shape = 2, SOUND.n_bins, size.frames
-    about = {"width": size.width, "depth": size.depth, "heads": 4, "seed": seed}
-    return CQTViTModel.create_model(shape, 4, size.levels, (12, PIECE), "cpu", **about)
+    return CQTViTModel.create_model(
+        shape, 4, size.levels, (12, PIECE), "cpu", width=size.width, depth=size.depth, heads=4, seed=seed
+    )
 
 
 def supervised_steps(
@@ -226,11 +229,11 @@ def supervised_steps(
 def practice_config(size: Experiment, steps: int, seed: int, kl: float = 0.0) -> PracticeConfig:
     "GRPO as all arms use it."
     loop = LoopConfig(steps=steps, lr=size.lr, warmup=5, ema=0.5, weight_decay=0.0, log_every=1, seed=seed)
-    regular = {"use_kl": True, "kl_approximator": "full", "beta": kl} if kl else {}
-    return PracticeConfig(
+    plain = PracticeConfig(
         num_generations=size.generations, per_device_batch_size=size.generations * size.groups, rollout_batch=0,
-        micro_batch=0, loss_type="dapo", loop=loop, **regular,
+        micro_batch=0, loss_type="dapo", loop=loop,
     )  # fmt: skip
+    return replace(plain, use_kl=True, kl_approximator="full", beta=kl) if kl else plain
 
 # %% ../../nbs/audio/practice.ipynb #b02c7925
 def step_seconds(step: Callable[[Callable], object]) -> float:
@@ -324,12 +327,15 @@ def learned_arm(
     watch: Sequence[Clip],
 ) -> tuple[CQTViTModel, dict]:
     "GRPO with a learned reward within the budget; each round labels new pairs and starts where the last one ended."
-    model, whole, told = None, {"steps": 0, "seconds": 0.0, "reward": [], "held_out": []}, []
+    model, told = None, []
+    whole: dict[str, Any] = {"steps": 0, "seconds": 0.0, "reward": [], "held_out": []}
     for k in range(size.rounds):
         model, about = learned_reward(policy, clips, size, seed=seed + 100 * k, model=model)
         part = replace(size, budget=size.budget / size.rounds)
-        where = {"folder": Path(folder, f"round{k}"), "kl": size.kl, "watch": watch}
-        policy, got = grpo_arm(policy, clips, LearnedReward(model), part, seed=seed + 100 * k, **where)
+        reward, run_dir = LearnedReward(model), Path(folder, f"round{k}")
+        policy, got = grpo_arm(
+            policy, clips, reward, part, seed=seed + 100 * k, folder=run_dir, kl=size.kl, watch=watch
+        )
         whole["held_out"] += [(whole["steps"] + step, error) for step, error in got["held_out"]]
         whole |= {name: whole[name] + got[name] for name in ("steps", "seconds", "reward")}
         told.append(about)
@@ -363,16 +369,15 @@ def compare(
     for seed in size.seeds:
         folder = Path(run_dir, f"seed{seed}")
         note("supervised", seed, *supervised_arm(start, train, size, seed=seed))
-        about = {"seed": seed, "watch": dev}
-        note("true reward", seed, *grpo_arm(start, train, loudness, size, folder=folder / "true", **about))
+        by_grpo = partial(grpo_arm, start, train, size=size, seed=seed, watch=dev)
+        note("true reward", seed, *by_grpo(loudness, folder=folder / "true"))
         note("learned reward", seed, *learned_arm(start, train, size, seed=seed, folder=folder / "learned", watch=dev))
         if seed != size.seeds[0]:
             continue
         weak, told = learned_reward(start, train, replace(size, reward_steps=size.reward_steps // 3), seed=seed,
                                     most=size.few_pairs)  # fmt: skip
         for arm, kl in (("weak reward", 0.0), ("weak reward, KL", 4 * size.kl)):
-            where = {"kl": kl, "folder": folder / ("weak-kl" if kl else "weak")}
-            policy, figures = grpo_arm(start, train, LearnedReward(weak), size, **about, **where)
+            policy, figures = by_grpo(LearnedReward(weak), kl=kl, folder=folder / ("weak-kl" if kl else "weak"))
             note(arm, seed, policy, figures | {"reward_model": told})
     return results, policies
 
@@ -453,7 +458,7 @@ def train(
     policy = CQTViTModel.load(init, device="cpu") if init else fresh_policy(size, cfg.loop.seed)
     if not init:
         supervised_steps(policy, clips, size.start_steps, lr=size.lr, seed=cfg.loop.seed)
-    reward = loudness
+    reward: Callable = loudness
     if pairs is not None:
         reward = LearnedReward(fit_reward_model(load_pairs(pairs), steps=size.reward_steps, seed=cfg.loop.seed))
     return practise(policy, clips, reward, cfg=cfg, run_dir=run_dir, about={"audio": asdict(size)}, on_log=on_log)

@@ -123,7 +123,7 @@ def graded(
             less = rng.uniform(0, 1 - apart)
             more = rng.uniform(less + apart, 1)
             if samples is not None and rng.random() < 0.5:
-                name, own = "own", samples[i][rng.integers(len(samples[i]))]
+                name, own = "own", samples[i][int(rng.integers(len(samples[i])))]
                 a, b = (clip.target + g * (own - clip.target) for g in (less, more))
             else:
                 a, b = (FAULTS[name](clip.target, g, rng).clamp(0, 1) for g in (less, more))
@@ -191,8 +191,8 @@ def load_pairs(folder: str | Path) -> list[Pair]:
                 target, audio = held.get(f"target{k}"), held.get(f"audio{k}")
                 target = None if target is None else torch.from_numpy(target)
                 clips[k] = Clip(torch.from_numpy(held[f"cqt{k}"]), target, line["name"], audio)
-            both = (torch.from_numpy(held[f"{side}{i}"]) for side in ("first", "second"))
-            pairs.append(Pair(clips[k], *both, line["source"], line["label"]))
+            first, second = (torch.from_numpy(held[f"{side}{i}"]) for side in ("first", "second"))
+            pairs.append(Pair(clips[k], first, second, line["source"], line["label"]))
     except FileNotFoundError as e:
         raise ValueError(f"{folder}: no pairs there; {Path(e.filename).name} is missing") from None
     except (KeyError, TypeError, ValueError, OSError) as e:
@@ -312,8 +312,8 @@ def fit_reward_model(
     order = torch.Generator().manual_seed(seed)
     for step in range(steps):
         i = torch.randint(len(label), (min(batch_size, len(label)),), generator=order)
-        rewards = model(sound[i].repeat(2, 1, 1, 1), torch.cat([first[i], second[i]]))
-        loss = bradley_terry_loss(*rewards.chunk(2), label[i])
+        of_first, of_second = model(sound[i].repeat(2, 1, 1, 1), torch.cat([first[i], second[i]])).chunk(2)
+        loss = bradley_terry_loss(of_first, of_second, label[i])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -190,7 +190,8 @@ class Batches(torch.utils.data.Dataset):
     ) -> np.ndarray:  # (B,) sample numbers
         "The samples of a step."
         rng = np.random.default_rng([self.plan.seed, step])
-        limit = np.interp(step, *zip(*self.plan.lengths, strict=True))
+        steps, longest = zip(*self.plan.lengths, strict=True)
+        limit = np.interp(step, steps, longest)
         order = self.order[self.n_tokens[self.order] <= max(limit, self.n_tokens.min())]
         size = (self.n_tokens + self.n_patches)[order]
         share = np.cumsum(size)  # a batch of short ones holds many, so it comes rarely: all are seen equally often

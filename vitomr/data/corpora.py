@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from vitomr.notation.score import (
@@ -120,7 +120,7 @@ def _zip_songs(path: Path) -> list[Song]:
     except zipfile.BadZipFile as e:
         raise ScoreError(f"{path} is not a readable zip ({e}); download it again") from e
     return [
-        Song(PurePosixPath(n).stem, split_of(n), path.stem, _licence(path.stem), lambda n=n: load(n)) for n in names
+        Song(PurePosixPath(n).stem, split_of(n), path.stem, _licence(path.stem), partial(load, n)) for n in names
     ]
 
 
@@ -134,7 +134,7 @@ def _folder_songs(path: Path) -> list[Song]:
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in MUSICXML_SUFFIXES and p.is_file())
     names = [p.relative_to(path).as_posix() for p in files]
     return [
-        Song(p.stem, split_of(n), path.name, _licence(str(path)), lambda p=p: _read(p))
+        Song(p.stem, split_of(n), path.name, _licence(str(path)), partial(_read, p))
         for p, n in zip(files, names, strict=True)
     ]
 
@@ -197,7 +197,7 @@ def _music21_songs() -> list[Song]:
         if p.suffix.lower() in (".mxl", ".xml", ".musicxml", ".krn")
     }
     return [
-        Song(name, split_of(p.name), "music21", "see music21's corpus licence", lambda p=p: load(p))
+        Song(name, split_of(p.name), "music21", "see music21's corpus licence", partial(load, p))
         for name, p in sorted(kept.items())
     ]
 

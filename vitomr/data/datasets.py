@@ -14,10 +14,11 @@ import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -102,7 +103,7 @@ def file_item(
     files: dict[str, Path],  # "picture", "tokens", "musicxml" → file; they need not exist yet
 ) -> Item:
     "An item that is made of files."
-    readers = {what: partial(_READERS[what], path) for what, path in files.items()}
+    readers: dict[str, Any] = {what: partial(_READERS[what], path) for what, path in files.items()}
     return Item(name, split, source, licence, files=files, **readers)
 
 # %% ../../nbs/data/datasets.ipynb #c5c48aa1
@@ -214,15 +215,16 @@ def shards(root: Path) -> list[Item]:
     except (EOFError, KeyError, IndexError, ValueError) as e:
         raise DatasetError(f"{root} holds a broken shard ({type(e).__name__}: {str(e)[:120]}); build it again") from e
     licence = "CC0 1.0" if "openscore" in str(job.get("source")) else "as its songs"
-    return [
-        Item(
+
+    def item(i: int, song: str, r: dict) -> Item:
+        return Item(
             f"{song}:{r['start']}+{r['n_measures']}", job.get("split", "train"), "shards", licence,
-            picture=lambda i=i: data[i].img,
-            tokens=lambda i=i: decode(data[i].ids),
-            positions=lambda i=i: (data[i].heads, data[i].token_head),
-        )
-        for i, (song, r) in enumerate(zip(songs, data.index, strict=True))
-    ]  # fmt: skip
+            picture=lambda: data[i].img,
+            tokens=lambda: decode(data[i].ids),
+            positions=lambda: (data[i].heads, data[i].token_head),
+        )  # fmt: skip
+
+    return [item(i, song, r) for i, (song, r) in enumerate(zip(songs, data.index, strict=True))]
 
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -419,7 +421,9 @@ def _position_fault(positions: tuple[np.ndarray, np.ndarray], item: Item) -> str
     return f"{beside} of {len(heads)} positions beside the picture" if beside else None
 
 
-_FAULTS = {"picture": _picture_fault, "tokens": _token_fault, "musicxml": _score_fault, "positions": _position_fault}
+_FAULTS: dict[str, Callable[[Any, Item], str | None]] = {
+    "picture": _picture_fault, "tokens": _token_fault, "musicxml": _score_fault, "positions": _position_fault
+}
 
 # %% ../../nbs/data/datasets.ipynb #f291c156
 def faults(
@@ -456,7 +460,7 @@ def _face(item: Item) -> tuple[np.ndarray, int | None]:
     root = item.musicxml() if tokens is None or "picture" not in item.holds else None
     found = parts(root) if root is not None else []
     bars = found[0].n_measures if tokens is None and found else None if tokens is None else tokens.count("measure")
-    img = item.picture() if "picture" in item.holds else _first_bars(root) if found else None
+    img = item.picture() if "picture" in item.holds else _first_bars(root) if root is not None and found else None
     if img is None:
         raise DatasetError("neither a picture nor a score")
     return _fit(img), bars
@@ -621,7 +625,9 @@ def plot_tokens(s: Statistics, count: int = 40) -> Figure:
 def save_plots(s: Statistics, folder: str | Path) -> list[Path]:
     "Write the plots that there is something for as PNG, and return their paths."
     Path(folder).mkdir(parents=True, exist_ok=True)
-    plots = {"sizes": (plot_sizes, s.sizes), "lengths": (plot_lengths, s.bars), "tokens": (plot_tokens, s.tokens)}
+    plots: dict[str, tuple[Callable[[Statistics], Figure], Sized]] = {
+        "sizes": (plot_sizes, s.sizes), "lengths": (plot_lengths, s.bars), "tokens": (plot_tokens, s.tokens)
+    }
     paths = {Path(folder, f"{name}.png"): plot for name, (plot, values) in plots.items() if len(values)}
     for path, plot in paths.items():
         plot(s).savefig(path)

@@ -50,7 +50,8 @@ def _field(rng, h, w, cell):
 def dropout(img, strength, rng):
     "Ink up to 50 % paler in patches, which cover up to a quarter of the picture."
     _check(img, strength, rng)
-    pale = np.clip(4 * (_field(rng, *img.shape, 14) - 0.85 + 0.2 * strength), 0, 1)
+    h, w = img.shape
+    pale = np.clip(4 * (_field(rng, h, w, 14) - 0.85 + 0.2 * strength), 0, 1)
     return 255 - cv2.multiply(255 - img, 1 - 0.5 * strength**0.5 * pale, dtype=cv2.CV_8U)
 
 # %% ../../nbs/data/degrade.ipynb #80d791e0
@@ -301,7 +302,8 @@ def bend(
     size = tuple(int(v) + 1 for v in np.ceil(np.ptp(ends, 0)))
     placed = Geometry(sag, m, w)
     if curl:
-        out = cv2.remap(img, *sources(placed, size[1], size[0]), cv2.INTER_LINEAR, borderValue=255)
+        x, y = sources(placed, size[1], size[0])
+        out = cv2.remap(img, x, y, cv2.INTER_LINEAR, borderValue=255)
     else:
         out = cv2.warpPerspective(img, m, size, flags=cv2.INTER_LINEAR, borderValue=255)
     return out, placed

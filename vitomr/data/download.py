@@ -19,8 +19,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from .datasets import DATASETS, LAYOUTS
 
@@ -101,7 +102,7 @@ def _fetch_once(url: str, part: Path, size: int | None, progress: Callable[[int,
         if size is not None and total not in (None, size):
             raise DownloadError(f"{url} has {total:,} bytes, expected {size:,}: another version; see vitomr data list")
         if (total or 0) > MAX_DOWNLOAD or (total or 0) - have > shutil.disk_usage(part.parent).free:
-            raise DownloadError(f"{url} has {total / 1e6:,.0f} MB; that is more than there is room for")
+            raise DownloadError(f"{url} has {(total or 0) / 1e6:,.0f} MB; that is more than there is room for")
         memo.write_text(_mark(response))
         with open(part, "ab" if have else "wb") as f:
             while chunk := response.read(CHUNK):
@@ -175,16 +176,22 @@ BAD_ARCHIVE = (
 MIN_ROOM, MAX_RATIO = 10**9, 100  # bytes an archive may unpack to in any case; and for each byte of its own
 
 
-def _members(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
+def _in_tar(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    file = archive.extractfile(member)
+    assert file is not None  # of a plain file
+    return file
+
+
+def _members(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
     "Name of each plain file, and how to open it."
     if isinstance(archive, zipfile.ZipFile):
         for m in archive.infolist():
             if not m.is_dir() and m.external_attr >> 28 != 0o12:  # the file type of a link
-                yield m.filename, lambda m=m: archive.open(m)
+                yield m.filename, partial(archive.open, m)
     else:
-        for m in archive:
-            if m.isfile():
-                yield m.name, lambda m=m: archive.extractfile(m)
+        for member in archive:
+            if member.isfile():
+                yield member.name, partial(_in_tar, archive, member)
 
 
 def _inside(name: str) -> PurePosixPath:
@@ -195,7 +202,7 @@ def _inside(name: str) -> PurePosixPath:
     return path
 
 
-def _copy(source: BinaryIO, target: Path, room: int) -> int:
+def _copy(source: IO[bytes], target: Path, room: int) -> int:
     "Write one file and return the room that is left."
     target.parent.mkdir(parents=True, exist_ok=True)
     with source, open(target, "wb") as f:

@@ -98,7 +98,7 @@ def written(
 
 def n_staves_of(score: ET.Element) -> int:
     "Of all parts of a score."
-    return sum(max((int(e.text) for e in part.iter("staves")), default=1) for part in score.iterfind("part"))
+    return sum(max((int(e.text or 1) for e in part.iter("staves")), default=1) for part in score.iterfind("part"))
 
 
 def _only_page(folder: Path, program: Path) -> str:
@@ -243,7 +243,10 @@ def lilypond(
     "Engrave with LilyPond."
     svg = _lilypond_svg(score, rng)
     view = re.search(r'viewBox="(-?[\d.]+) (-?[\d.]+) ([\d.]+) ([\d.]+)"', svg)
-    return _drawn(_framed(svg, tuple(map(float, view.groups())), 1.0), rng)
+    if view is None:
+        raise EngraverError("LilyPond wrote a picture without a size")
+    x, y, width, height = map(float, view.groups())
+    return _drawn(_framed(svg, (x, y, width, height), 1.0), rng)
 
 # %% ../../nbs/data/engravers.ipynb #781a0473
 ENGRAVERS: dict[str, Callable[[ET.Element, np.random.Generator], Engraving]] = {
@@ -305,8 +308,8 @@ def _musescore_page(score: ET.Element, rng: np.random.Generator, width: float):
     "SVG, staff lines (N, 3) as x0, y, x1, bar lines (M, 2) as x, y, and its units in a staff space."
     svg = _musescore_svg(score, rng, width * _SPATIUM / 25.4 + 2, 180.0)
     lines = _musescore_lines(svg)
-    bars = re.findall(r'class="BarLine"[^>]*points="([\d.]+),([\d.]+) [\d.]+,([\d.]+)', svg)
-    bars = np.array([(x, (float(a) + float(b)) / 2) for x, a, b in bars], float)
+    found = re.findall(r'class="BarLine"[^>]*points="([\d.]+),([\d.]+) [\d.]+,([\d.]+)', svg)
+    bars = np.array([(x, (float(a) + float(b)) / 2) for x, a, b in found], float)
     return svg, lines, bars, abs(lines[1, 1] - lines[0, 1])
 
 

@@ -114,6 +114,7 @@ def split_systems(
     root = ET.fromstring(svg)
     inner = root.find(f"{SVG}svg[@class='definition-scale']")
     page = inner.find(f"{SVG}g[@class='page-margin']")
+    assert page is not None  # Verovio writes one
     scale = float(root.get("width").removesuffix("px")) / float(inner.get("viewBox").split()[2])
     dx, dy = (float(v) for v in page.get("transform").removeprefix("translate(").rstrip(")").split(","))
     systems, rest = [g for g in page if g.get("class") == "system"], [g for g in page if g.get("class") != "system"]
@@ -140,8 +141,8 @@ def cut_systems(
     drawn = []
     for i, (staves, n_bars) in enumerate(zip(page.staves[:limit], page.n_bars)):
         img = np.full_like(page.img, 255)
-        rows = slice(cuts[i], cuts[i + 1] if i + 1 < len(cuts) else None)
-        img[rows] = page.img[rows]
+        own = slice(cuts[i], cuts[i + 1] if i + 1 < len(cuts) else None)
+        img[own] = page.img[own]
         drawn.append((img, staves, n_bars))
     return drawn
 
@@ -276,12 +277,13 @@ def random_sheet(
         which = kind or KINDS[rng.integers(len(KINDS))]
         most = {"single": 12, "piano": 7, "two voices": 7}.get(which, 5)
         n = n_systems or int(rng.integers(2, most + 1))
-        song = songs[rng.integers(len(songs))]
+        song = songs[int(rng.integers(len(songs)))]
         try:
             lines = page_parts(song, which, 7 * n, rng)
             space, width = rng.uniform(8, 13), rng.uniform(75, 125)
-            drawn = {"font": font, "engraver": engraver, "bracket": bracket}
-            return make_sheet(lines, n, rng, space=space, width=width, **drawn)
+            return make_sheet(
+                lines, n, rng, space=space, width=width, font=font, engraver=engraver, bracket=bracket
+            )
         except EngraverError:
             raise
         except ScoreError:
@@ -303,8 +305,8 @@ def _lines_show(img: np.ndarray, move, sheet: Sheet) -> bool:
         x, y = np.meshgrid(np.linspace(x0 + 1, x1 - 1, 200), np.linspace(y0, y1, 9))  # lines and spaces in turn
         p = np.clip(np.round(move(np.stack([x.ravel(), y.ravel()], 1))).astype(int), 1, np.array(img.shape[::-1]) - 2)
         lines.append(np.minimum.reduce([img[p[:, 1] + d, p[:, 0]] for d in (-1, 0, 1)]).reshape(9, 200).astype(float))
-    lines = np.stack(lines)  # (staves, 9, 200)
-    dark = np.sort(lines[:, 1::2].mean((1, 2))[:, None] - lines[:, ::2].mean(2))  # (staves, 5), the palest line first
+    grid = np.stack(lines)  # (staves, 9, 200)
+    dark = np.sort(grid[:, 1::2].mean((1, 2))[:, None] - grid[:, ::2].mean(2))  # (staves, 5), the palest line first
     return bool((dark.mean(1) > 12).all() and (dark[:, 1] > 0.2 * dark[:, 4]).all())
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from .vary import CLEF_NOTES, STEPS, _put
 from ..notation.marks import DYNAMICS, NOTE_MARKS, add_bar_lines, add_note_mark, bar_tokens, direction_element
+from ..notation.score import text_of
 
 # %% ../../nbs/data/signs.ipynb #037f3360
 def add_bar_signs(
@@ -89,7 +90,7 @@ def add_line(
         return
     start = int(rng.integers(len(row) - 2))
     end = min(len(row) - 1, start + int(rng.integers(2, 9)))
-    heights = [n.findtext("pitch/octave") for _, n in row[start:end] if n.find("pitch") is not None]
+    heights = [text_of(n, "pitch/octave") for _, n in row[start:end] if n.find("pitch") is not None]
     names = {
         "wedge": [["wedge:crescendo", "wedge:diminuendo"][rng.integers(2)]],
         "pedal": ["pedal:start"],
@@ -145,11 +146,11 @@ def under_clef(
     clefs = part.findall("measure/attributes/clef")
     if len(clefs) != 1 or clefs[0].findtext("sign") not in CLEF_NOTES:
         return False
-    old = _reference(clefs[0].findtext("sign"), int(clefs[0].findtext("line") or 2))
+    old = _reference(text_of(clefs[0], "sign"), int(clefs[0].findtext("line") or 2))
     old += 7 * int(clefs[0].findtext("clef-octave-change") or 0)
     by = _reference(sign, line) - old
     pitches = list(part.iter("pitch"))
-    heights = [STEPS.index(p.findtext("step")) + 7 * int(p.findtext("octave")) + by for p in pitches]
+    heights = [STEPS.index(text_of(p, "step")) + 7 * int(text_of(p, "octave")) + by for p in pitches]
     if any(not 0 <= h < 70 for h in heights):
         return False
     for pitch, height in zip(pitches, heights, strict=True):

@@ -184,8 +184,10 @@ class Mix:
             raise ScoreError(f"shares must lie from 0 to 1; got {', '.join(f'{k} {v}' for k, v in wrong.items())}")
 
 
-_VARIATIONS = "transposed rare mixed marked tuplets timed named reduced neighbour signs clefs unfigured".split()
-AS_WRITTEN = Mix(**dict.fromkeys(_VARIATIONS, 0))
+AS_WRITTEN = Mix(
+    transposed=0, rare=0, mixed=0, marked=0, tuplets=0, timed=0, named=0, reduced=0, neighbour=0, signs=0, clefs=0,
+    unfigured=0,
+)  # fmt: skip
 MIXES = {"broad": Mix(), "as-written": AS_WRITTEN}
 
 # %% ../../nbs/data/synthesis.ipynb #eda79e17

@@ -9,7 +9,7 @@ __all__ = ['LOOK_EVERY', 'SHIFTS', 'Writer', 'Decoded', 'Sampler', 'without_cont
 
 # %% ../../nbs/nn/decoding.ipynb #6d266d9d
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Protocol
@@ -212,8 +212,8 @@ def _columns(
         u = 1 - torch.rand(n, generator=generator).to(device)
         token = sampler.draw(logp, u[session.rows]).masked_fill(ended, PAD_ID)
         chosen = logp.gather(1, token[:, None])[:, 0].masked_fill(ended, 0.0)
-        column = torch.full((n,), PAD_ID, device=device), torch.zeros(n, device=device)
-        column = *column, column[1].clone()
+        nothing = torch.zeros(n, device=device)
+        column = torch.full((n,), PAD_ID, device=device), nothing, nothing.clone()
         for whole, part in zip(column, (token, chosen, entropy_of(logp).masked_fill(ended, 0.0)), strict=True):
             whole[session.rows] = part
         yield column
@@ -304,7 +304,8 @@ def _still_columns(
     "What `stream` yields, from a session in which nothing moves."
     s.temperature.fill_(sampler.temperature or 1.0)
     plain = replace(sampler, temperature=1.0 if sampler.temperature else 0.0)
-    step = replay = partial(_compiled() if compile else still_step, plain, s)
+    step: Callable[[], None] = partial(_compiled() if compile else still_step, plain, s)
+    replay = step
     is_recorded, (every, n) = False, s.u.shape
     for begun in range(0, max_tokens, every):
         steps = min(every, max_tokens - begun)
@@ -352,14 +353,15 @@ def stream(
     "Write a column at a time; rows that have ended get <pad>, 0 and 0."
     memory = model.encode(img, mask) if memory is None else memory
     options = {"copies": copies, "max_tokens": max_tokens, "device": img.device}
-    loop = {"rules": rules, "generator": generator, "compact": compact}
     if cached and (compile or (img.is_cuda if still is None else still)):
         every = 1 if rules is not None else min(LOOK_EVERY, max_tokens)
-        session = StillSession(model, memory, len(img), every=every, **options)
-        yield from _still_columns(session, sampler, max_tokens, compile=compile, **loop)
+        still_session = StillSession(model, memory, len(img), every=every, **options)
+        yield from _still_columns(
+            still_session, sampler, max_tokens, rules=rules, generator=generator, compact=compact, compile=compile
+        )
     else:
         session = Session(model, memory, len(img), cached=cached, **options)
-        yield from _columns(session, sampler, max_tokens, **loop)
+        yield from _columns(session, sampler, max_tokens, rules=rules, generator=generator, compact=compact)
 
 # %% ../../nbs/nn/decoding.ipynb #7040f778
 def write(model: Writer, img: torch.Tensor, mask: torch.Tensor, sampler: Sampler = Sampler(0.0), **options) -> Decoded:
@@ -410,7 +412,7 @@ def beam_steps(
     max_tokens: int = 1024,
     rules: Rules | None = None,  # for B·width rows
     cached: bool = True,
-) -> Iterator[tuple[list[int], torch.Tensor]]:  # returns what `beam` does
+) -> Generator[tuple[list[int], torch.Tensor], None, list[tuple[list[int], float]]]:  # returns what `beam` does
     "A beam search; at each step the pictures that are not done, and their likeliest beginnings (B', t)."
     session = Session(
         model, model.encode(img, mask), len(img), copies=width, max_tokens=max_tokens, device=img.device, cached=cached

@@ -10,9 +10,11 @@ __all__ = ['MOVE', 'LINE', 'CLOSE', 'PATH_LETTERS', 'FONT_SAYS', 'Unknown', 'out
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import verovio
@@ -67,7 +69,7 @@ def _widths(font: str) -> dict[str, float]:
 
 
 @cache
-def _font(file: str) -> tuple[dict, object, int]:
+def _font(file: str) -> tuple[dict[int, str], Mapping[str, Any], int]:
     from fontTools.ttLib import TTFont
 
     font = TTFont(file)
@@ -156,14 +158,14 @@ _RECT = np.array([MOVE, LINE, LINE, LINE, CLOSE])
 
 def _corners(tag: str, e: ET.Element) -> tuple[np.ndarray, np.ndarray]:
     if tag == "path":
-        return outline(e.get("d"))
+        return outline(e.get("d", ""))
     if tag == "ellipse":
-        circle, (x, y, rx, ry) = Outline.unit_circle(), (float(e.get(k)) for k in ("cx", "cy", "rx", "ry"))
-        return circle.vertices * [rx, ry] + [x, y], circle.codes
+        circle, (x, y, rx, ry) = Outline.unit_circle(), (float(e.get(k, 0)) for k in ("cx", "cy", "rx", "ry"))
+        return np.asarray(circle.vertices) * [rx, ry] + [x, y], np.asarray(circle.codes)
     if tag == "rect":
         x, y, w, h = (float(e.get(k, 0)) for k in ("x", "y", "width", "height"))
         return np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y)]), _RECT
-    xy = np.array([float(v) for v in re.findall(r"-?[\d.]+", e.get("points"))]).reshape(-1, 2)
+    xy = np.array([float(v) for v in re.findall(r"-?[\d.]+", e.get("points", ""))]).reshape(-1, 2)
     codes = np.full(len(xy) + (tag == "polygon"), LINE)
     codes[0], codes[-1] = MOVE, CLOSE if tag == "polygon" else LINE
     return (np.concatenate([xy, xy[:1]]) if tag == "polygon" else xy), codes
@@ -176,15 +178,14 @@ def add_shape(
     style: dict[str, str],  # properties that the style sheet gives it
 ) -> None:
     "Collect a shape, as a line, an area, an outline, or both of these."
-    width, dashes = float(style.get("stroke-width", e.get("stroke-width", "0")).removesuffix("px")), ()
-    if len(e.attrib) == 2 and tag == "path" and (line := _LINE.fullmatch(e.get("d"))):
+    width = float(style.get("stroke-width", e.get("stroke-width", "0")).removesuffix("px"))
+    if len(e.attrib) == 2 and tag == "path" and (line := _LINE.fullmatch(e.get("d", ""))):
         layer.lines.append((*map(float, line.groups()), width))
         return
     black = (None, "none", "currentColor", "black")
     if e.get("fill") not in black or e.get("stroke") not in black or e.get("transform"):
         raise Unknown(f"a {tag} with {e.attrib}")
-    if e.get("stroke-dasharray"):
-        dashes = tuple(float(v) for v in re.findall(r"[\d.]+", e.get("stroke-dasharray")))
+    dashes = tuple(float(v) for v in re.findall(r"[\d.]+", e.get("stroke-dasharray", "")))
     xy, codes = _corners(tag, e)
     if e.get("fill") != "none" and not (tag == "path" and len(xy) == 2):
         layer.areas.append((xy, codes))
@@ -221,9 +222,9 @@ def add_text(
     lines = [(text.get("x", "0"), text.get("y", "0"), [], [0.0])]
 
     def walk(e: ET.Element, font: dict[str, str]) -> None:
-        if e is not text and e.get("x"):
-            lines.append((e.get("x"), e.get("y", lines[-1][1]), [], [0.0]))
-        font = font | {k: e.get(k) for k in FONT_SAYS if k in e.attrib}
+        if e is not text and (x := e.get("x")):
+            lines.append((x, e.get("y", lines[-1][1]), [], [0.0]))
+        font = font | {k: e.attrib[k] for k in FONT_SAYS if k in e.attrib}
         *_, letters, end = lines[-1]
         end[0] = _run(e, font, family, letters, end[0])
         for child in e:
@@ -231,7 +232,7 @@ def add_text(
 
     walk(text, font)
     for x, y, letters, (width,) in lines:
-        back = {"middle": width / 2, "end": width}.get(text.get("text-anchor"), 0.0)
+        back = {"middle": width / 2, "end": width}.get(text.get("text-anchor", ""), 0.0)
         layer.letters += [(xy + [float(x) - back, float(y)], codes) for xy, codes, _ in letters]
 
 # %% ../../nbs/notation/draw.ipynb #bdb1aa9c
@@ -274,7 +275,7 @@ class Collector:
 
     def enter(self, group: ET.Element, layer: Layer, font: dict[str, str], styles: dict[str, dict[str, str]]) -> None:
         if "transform" in group.attrib:
-            self.layers.append(layer := layer.within(group.get("transform")))
+            self.layers.append(layer := layer.within(group.attrib["transform"]))
         if is_color_like(group.get("fill", "")):  # else black
             layer = Layer(layer.turn, layer.move, to_rgb(group.get("fill")))
             self.layers.append(layer)
@@ -284,7 +285,7 @@ class Collector:
                     return
                 font, styles = (font | said, styles) if tag == "g" else (font, styles | {tag: said})
         if any(k in group.attrib for k in FONT_SAYS):
-            font = font | {k: group.get(k) for k in FONT_SAYS if k in group.attrib}
+            font = font | {k: group.attrib[k] for k in FONT_SAYS if k in group.attrib}
         self.walk(group, layer, font, styles)
 
 # %% ../../nbs/notation/draw.ipynb #1a5dab46
@@ -318,7 +319,8 @@ def paint(
             fill(layer, *_rectangles(layer.lines), layer.ink)
         for alike in (layer.glyphs, layer.letters, *([area] for area in layer.areas)):
             if alike:
-                fill(layer, *(np.concatenate(part) for part in zip(*alike, strict=True)), layer.ink)
+                corners, codes = (np.concatenate(part) for part in zip(*alike, strict=True))
+                fill(layer, corners, codes, layer.ink)
         scale = math.sqrt(abs(np.linalg.det(layer.turn)))
         for xy, codes, thick, cap, join, dashes in layer.strokes:
             pen.set_linewidth(thick * scale)

@@ -96,7 +96,9 @@ class Line:
 
     @classmethod
     def of(cls, tokens: Sequence[str]) -> "Line":
-        items, at, notes = [], 0, []
+        items: list[Note | str] = []
+        notes: list[Note] = []
+        at = 0
         for e in analyse(list(tokens)).events:
             is_note = e.root in V.NOTE_ROOT_TOKENS and e.kind not in ("forward", "backup")
             if not is_note or e.position < at or tokens[e.position] != e.root:
@@ -104,8 +106,9 @@ class Line:
             start, end = note_span(tokens, e.position)
             if e.kind not in tokens[max(at, start) : e.position]:
                 continue  # its kind was put in by the repair
-            items += [*tokens[at : max(at, start)], _note(tokens[max(at, start) : end], e)]
-            notes.append(items[-1])
+            note = _note(tokens[max(at, start) : end], e)
+            items += [*tokens[at : max(at, start)], note]
+            notes.append(note)
             at = end
         line = cls([*items, *tokens[at:]])
         line.beams = _beams(notes)
@@ -137,7 +140,7 @@ class Line:
         end = first + 1
         while end < len(self.items) and isinstance(self.items[end], Note) and self.items[end].is_chord:
             end += 1
-        return self.items[first:end]
+        return [x for x in self.items[first:end] if isinstance(x, Note)]
 
 # %% ../../nbs/notation/edit.ipynb #b97c003f
 def _beams(notes: Sequence[Note]) -> list[list[Note]]:

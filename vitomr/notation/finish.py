@@ -49,7 +49,7 @@ def instrument_of(
     for pattern, found in INSTRUMENTS.items():
         if re.search(pattern, name.lower()):
             return found
-    n_staves = max((int(e.text) for e in part.iterfind("measure/attributes/staves")), default=1)
+    n_staves = max((int(e.text or 1) for e in part.iterfind("measure/attributes/staves")), default=1)
     if part.find("measure/note/lyric") is not None:
         return INSTRUMENTS[next(k for k in INSTRUMENTS if "voice" in k)]
     return ("Piano", "keyboard.piano", 1) if n_staves > 1 else ("Part", "", 1)

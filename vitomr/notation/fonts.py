@@ -11,7 +11,7 @@ from pathlib import Path
 
 # %% ../../nbs/notation/fonts.ipynb #50b2c00a
 FONTS = ("Leipzig", "Bravura", "Gootville", "Leland", "Petaluma")  # for music: all that Verovio has
-_TTF = Path(find_spec("matplotlib").origin).with_name("mpl-data") / "fonts" / "ttf"  # found without importing it
+_TTF = Path(find_spec("matplotlib").origin or "").with_name("mpl-data") / "fonts" / "ttf"  # found without importing it
 TEXT_FONTS = {  # family → files: upright, bold, italic, both
     "STIXGeneral": tuple(str(_TTF / f"STIXGeneral{s}.ttf") for s in ("", "Bol", "Italic", "BolIta")),
     "DejaVu Serif": tuple(str(_TTF / f"DejaVuSerif{s}.ttf") for s in ("", "-Bold", "-Italic", "-BoldItalic")),

@@ -137,7 +137,7 @@ def directions_of(
     begun: dict[tuple[str, int], int] = {}
     at: dict[int, list[tuple[str, int]]] = {}
     for time, staff, token in sorted(found, key=lambda f: (f[0], f[2] not in _STOPS)):
-        place = min(places, key=lambda p, t=time: (abs(p - t), p))
+        _, place = min((abs(p - time), p) for p in places)
         line = (token.split(":")[0], staff)
         if token in _STOPS and begun.get(line, -1) >= place:
             place = next((p for p in places if p > begun[line]), places[-1])

@@ -180,7 +180,8 @@ def align_bars(
         for t in reversed(range(len(true))):
             gain[p, t] = (pred[p] & true[t]).total() + 1e-4  # a pair is better than two gaps
             best[p, t] = max(gain[p, t] + best[p + 1, t + 1], best[p + 1, t], best[p, t + 1])
-    pairs, p, t = [], 0, 0
+    pairs: list[tuple[int | None, int | None]] = []
+    p = t = 0
     while p < len(pred) or t < len(true):
         if p < len(pred) and t < len(true) and best[p, t] == gain[p, t] + best[p + 1, t + 1]:
             pairs.append((p, t))
@@ -263,7 +264,7 @@ def as_printed(
     "What print shows of a sequence: hidden rests as `forward`, voices numbered in order of appearance on each staff."
     names = [t if isinstance(t, str) else VOCABULARY[t] for t in tokens]
     try:
-        part = to_musicxml(names).find("part")
+        part = next(to_musicxml(names).iter("part"))
         join_gaps(part)
         number_voices(part)
         return linearise(part, strict=False).tokens
@@ -321,16 +322,16 @@ def micro_rate(
     seed: int = 0,
 ) -> Rate:
     "Sum of errors over sum of sizes, with a bootstrap interval over pieces. Raises ValueError for no pieces."
-    errors, sizes = np.asarray(errors, float), np.asarray(sizes, float)
-    if len(errors) == 0 or len(errors) != len(sizes) or sizes.sum() <= 0:
+    e, s = np.asarray(errors, float), np.asarray(sizes, float)  # (N,)
+    if len(e) == 0 or len(e) != len(s) or s.sum() <= 0:
         raise ValueError(
             f"a rate of {len(errors)} errors over {len(sizes)} pieces; "
             "both must be the same number, at least 1, with something to count"
         )
-    draw = np.random.default_rng(seed).integers(len(errors), size=(n_resamples, len(errors)))
-    rates = errors[draw].sum(1) / np.maximum(sizes[draw].sum(1), 1e-9)
+    draw = np.random.default_rng(seed).integers(len(e), size=(n_resamples, len(e)))
+    rates = e[draw].sum(1) / np.maximum(s[draw].sum(1), 1e-9)
     low, high = np.quantile(rates, [0.025, 0.975])
-    return Rate(float(errors.sum() / sizes.sum()), float(low), float(high), len(errors))
+    return Rate(float(e.sum() / s.sum()), float(low), float(high), len(e))
 
 # %% ../../nbs/notation/metrics.ipynb #8e15a2c4
 Metric = Callable[[Sequence, Sequence], tuple[float, float]]  # of a prediction and its reference: a part and a whole
@@ -389,13 +390,13 @@ def _traits(e: Event, stem: str | None) -> tuple:
 def notes_of_bars(tokens: Sequence) -> list[tuple[list[tuple], dict[str, Counter]]]:
     "Per bar: the traits of its notes and rests as written, and its clefs, keys, times and moves in time."
     found = analyse(tokens)
-    bars = [([], defaultdict(Counter)) for _ in found.bars]
+    bars: list[tuple[list[tuple], dict[str, Counter]]] = [([], defaultdict(Counter)) for _ in found.bars]
     moves = {e.position: e.kind for e in found.events if e.kind in ("backup", "forward")}
     moves |= {e.position: "backup" for e in found.minor if e.kind == "backup-past-start"}
     for position, kind in moves.items():  # as they were read: the repair may have changed how far
         root = tokens[position] if isinstance(tokens[position], str) else VOCABULARY[tokens[position]]
         bars[sum(b.position <= position for b in found.bars) - 1][1]["voice"][kind, root] += 1
-    stems = (None, None)  # bar, direction that holds
+    stems: tuple[int | None, str | None] = (None, None)  # bar, direction that holds
     for e in found.events:
         notes, rest = bars[e.bar]
         if e.kind in ("backup", "forward"):
@@ -425,7 +426,8 @@ def align_notes(pred: list[tuple], true: list[tuple]) -> list[tuple[tuple | None
     for p in reversed(range(len(pred))):
         for t in reversed(range(len(true))):
             cost[p, t] = min(apart[p][t] + cost[p + 1, t + 1], 1 + cost[p + 1, t], 1 + cost[p, t + 1])
-    pairs, p, t = [], 0, 0
+    pairs: list[tuple[tuple | None, tuple | None]] = []
+    p = t = 0
     while p < len(pred) or t < len(true):
         if p < len(pred) and t < len(true) and cost[p, t] == apart[p][t] + cost[p + 1, t + 1]:
             pairs.append((pred[p], true[t]))

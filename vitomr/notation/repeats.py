@@ -29,7 +29,8 @@ def signs_of(
     part: ET.Element,  # <part>
 ) -> list[Signs]:  # of each bar
     "The repeat signs of a part. An ending that is never closed ends with its section."
-    found, passes = [], ()
+    found: list[Signs] = []
+    passes: tuple[int, ...] = ()
     for measure in part.iterfind("measure"):
         own = Signs()
         for e in measure.iterfind("barline/ending[@type='start']"):

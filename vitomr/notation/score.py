@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MUSICXML_SUFFIXES', 'STEP_TO_PITCH_CLASS', 'LIMITS', 'MAX_QUARTERS', 'MAX_TIMES', 'MAX_BEATS',
            'MAX_DOTS', 'MAX_PARTS', 'MAX_BARS', 'MAX_BAR_NOTES', 'MAX_NOTES', 'MAX_DEPTH', 'MAX_TEXT', 'HEADER_TAGS',
-           'ScoreError', 'parse_xml', 'unzip_mxl', 'read_score', 'root_of', 'music21_to_xml', 'check_score', 'Part',
-           'parts', 'header_states', 'restate_header', 'placed_notes', 'drop_open_lines', 'drop_dangling', 'join_bars',
-           'cut_excerpt', 'as_score', 'join_gaps', 'number_voices', 'musicxml_bytes', 'mxl_bytes']
+           'ScoreError', 'text_of', 'parse_xml', 'unzip_mxl', 'read_score', 'root_of', 'music21_to_xml', 'check_score',
+           'Part', 'parts', 'header_states', 'restate_header', 'placed_notes', 'drop_open_lines', 'drop_dangling',
+           'join_bars', 'cut_excerpt', 'as_score', 'join_gaps', 'number_voices', 'musicxml_bytes', 'mxl_bytes']
 
 # %% ../../nbs/notation/score.ipynb #a0973813
 import copy
@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import defusedxml
 import defusedxml.ElementTree as SafeET
@@ -37,6 +38,17 @@ STEP_TO_PITCH_CLASS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 
 class ScoreError(ValueError):
     "A score that cannot be read or cut; the message is one line for a person."
+
+
+def text_of(
+    e: ET.Element,
+    path: str,  # of a child that must be there
+) -> str:
+    "The text of a child. Raises `ScoreError`."
+    text = e.findtext(path)
+    if text is None:
+        raise ScoreError(f"<{e.tag}> without <{path}>")
+    return text
 
 # %% ../../nbs/notation/score.ipynb #b1c90c04
 def parse_xml(
@@ -208,7 +220,7 @@ def _check_bar(measure: ET.Element, divisions: float, name: str) -> float:
             if e.tag == "duration" and value > MAX_QUARTERS * divisions:
                 raise ScoreError(f"{where}: a duration of {value / divisions:,.0f} quarters, at most {MAX_QUARTERS:,}")
             if e.tag == "beat-type" and value not in (2**k for k in range(11)):
-                raise ScoreError(f"{where}: <beat-type> is {e.text[:30]}, expected a power of two")
+                raise ScoreError(f"{where}: <beat-type> is {(e.text or '')[:30]}, expected a power of two")
         elif e.tag == "note":
             n_notes += 1
             _check_note(e, where)
@@ -281,7 +293,8 @@ def parts(
     names = {p.get("id"): (p.findtext("part-name") or "").strip() for p in root.iterfind("part-list/score-part")}
     found = []
     for p in root.iterfind("part"):
-        staves = [int(s.text) for s in p.iterfind("measure/attributes/staves") if (s.text or "").strip().isdigit()]
+        said = [(s.text or "").strip() for s in p.iterfind("measure/attributes/staves")]
+        staves = [int(s) for s in said if s.isdigit()]
         found.append(Part(p.get("id", ""), names.get(p.get("id"), ""), p, max(staves, default=1)))
     return found
 
@@ -293,7 +306,8 @@ def header_states(
     part: ET.Element,  # <part>
 ) -> list[dict]:  # per measure: what is in force before its own attributes
     "Divisions, key, time, staves and clefs in force at the start of each measure."
-    states, now = [], {"clef": {}}
+    states: list[dict[str, Any]] = []
+    now: dict[str, Any] = {"clef": {}}
     for measure in part.iterfind("measure"):
         states.append({**now, "clef": dict(now["clef"])})
         for attributes in measure.iterfind("attributes"):
@@ -332,7 +346,7 @@ def _number(e: ET.Element, tag: str, default: Fraction) -> Fraction:
     try:
         return Fraction((e.findtext(tag) or "").strip() or default)
     except (ValueError, ZeroDivisionError) as err:
-        raise ScoreError(f"<{tag}> holds {e.findtext(tag)[:40]!r}, which is no number") from err
+        raise ScoreError(f"<{tag}> holds {(e.findtext(tag) or '')[:40]!r}, which is no number") from err
 
 
 def placed_notes(
@@ -357,13 +371,13 @@ def _unpaired_ties(part: ET.Element) -> list[tuple[ET.Element, ET.Element]]:
     "Notes and `<tied>` elements without their other end; a stop takes the latest start before it, a bar back at most."
     starts, stops, lost = {}, [], []
     for i, (note, bar, onset, end) in enumerate(placed_notes(part)):
-        pitch = [note.findtext(f"pitch/{t}", "0") for t in ("step", "alter", "octave")]
+        pitch = tuple(note.findtext(f"pitch/{t}", "0") for t in ("step", "alter", "octave"))
         for tied in note.iterfind("notations/tied"):
             entry = ((bar, onset, i), (bar, end), note, tied)
             if tied.get("type") == "start":
-                starts.setdefault(tuple(pitch), []).append(entry)
+                starts.setdefault(pitch, []).append(entry)
             elif tied.get("type") == "stop":
-                stops.append((tuple(pitch), entry))
+                stops.append((pitch, entry))
             else:
                 lost.append((note, tied))  # let-ring and continue: not in LMX
     for pitch, (time, _, note, tied) in sorted(stops, key=lambda s: s[1][0]):
@@ -522,7 +536,7 @@ def number_voices(
 ) -> None:
     "Number the voices of each measure in order of appearance: from 1 on the first staff, from 5 on the second."
     for measure in part.iterfind("measure"):
-        given: dict[str, str] = {}
+        given: dict[str | None, str] = {}
         count: dict[int, int] = {}
         for note in measure.iterfind("note"):
             voice = note.find("voice")

@@ -12,10 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from itertools import combinations
 
 from ..notation.analysis import TICKS, analyse
 from ..notation.musicxml import MARK_COLOUR, delinearise
+from ..notation.score import text_of
 
 # %% ../../nbs/page/assemble.ipynb #ebeda0b1
 @dataclass
@@ -46,7 +48,7 @@ def match_parts(
     def fit(places, lines):
         return sum(whole[p] == n for p, n in zip(places, lines, strict=True))
 
-    return [max(combinations(range(len(whole)), len(s)), key=lambda c, s=s: fit(c, s)) for s in systems]
+    return [max(combinations(range(len(whole)), len(s)), key=partial(fit, lines=s)) for s in systems]
 
 # %% ../../nbs/page/assemble.ipynb #3d1f7cb7
 def _times(tokens: Sequence[str]) -> dict[int, tuple[str, ...]]:
@@ -79,9 +81,9 @@ def agree_on_time(
     return agreed
 
 # %% ../../nbs/page/assemble.ipynb #a55e0002
-_NAMED = {2: "2/4", 3: "3/4", 4: "4/4", 5: "5/4", 6: "3/2", 7: "7/4", 8: "4/2",
+_NAMED: dict[int | Fraction, str] = {2: "2/4", 3: "3/4", 4: "4/4", 5: "5/4", 6: "3/2", 7: "7/4", 8: "4/2",
           Fraction(3, 2): "3/8", Fraction(9, 2): "9/8", Fraction(15, 2): "15/8"}  # fmt: skip
-_IN_THREES = {3: "6/8", 6: "12/8"}  # the same lengths where beams join three eighths
+_IN_THREES: dict[int | Fraction, str] = {3: "6/8", 6: "12/8"}  # the same lengths where beams join three eighths
 
 
 def _beams_in_threes(lines: Sequence[Line]) -> bool:
@@ -132,7 +134,7 @@ def agree_on_bars(
 ) -> int:
     "How many bars a system has; where votes are equal the larger number, so that nothing is joined without need."
     votes = Counter(line.n_bars for line in lines if line.n_bars)
-    if printed in votes:
+    if printed is not None and printed in votes:
         votes[printed] += 1
     return max(votes, key=lambda n: (votes[n], n), default=1)
 
@@ -201,14 +203,15 @@ def _items(tokens: Sequence[str]) -> list[tuple[int, int]]:
 
 def _append(row: _Row, line: Line, system: int, times: dict[int, tuple[str, ...]], others: Sequence[Fraction]) -> None:
     "Go on with a line, in the times agreed on and with as many bars as the others."
-    tokens, due = list(line.tokens), ()
+    tokens = list(line.tokens)
+    due: tuple[str, ...]
     spans = fit_bars(tokens, others) if line.n_bars else [(0, 0)] * len(others)
     for bar, (start, stop) in enumerate(spans):
         due = ("time", *times[bar]) if bar in times else ()
         if start == stop:
             if line.n_bars:
                 row.filled.append(row.tokens.count("measure"))
-            row.add(_EMPTY[:1]), row.add(due), row.add(_EMPTY[1:])
+            row.add([*_EMPTY[:1], *due, *_EMPTY[1:]])
             continue
         row.add(["measure"], [(system, start)])
         for i, end in _items(tokens[start + 1 : stop]):
@@ -242,8 +245,7 @@ def _lengthen(measure: ET.Element, missing: Fraction, divisions: int) -> None:
     "Put a marked rest at the end of a bar, or make its whole-bar rest longer."
     notes = measure.findall("note")
     if len(notes) == 1 and notes[0].find("rest[@measure='yes']") is not None:
-        duration = notes[0].find("duration")
-        duration.text = str(int(duration.text) + round(missing * divisions))
+        notes[0].find("duration").text = str(int(text_of(notes[0], "duration")) + round(missing * divisions))
         return
     now, longest = Fraction(0), _length(measure, divisions)
     for e in measure:  # where the last run of notes ends
@@ -269,7 +271,7 @@ def level_bars(
     signature = None
     for bar in zip(*(p.findall("measure") for p in parts), strict=True):
         for time in bar[0].iterfind("attributes/time"):
-            signature = Fraction(4 * int(time.findtext("beats")), int(time.findtext("beat-type")))
+            signature = Fraction(4 * int(text_of(time, "beats")), int(text_of(time, "beat-type")))
         lengths = [_length(m, d) for m, d in zip(bar, divisions, strict=True)]
         sounding = [n for m, n in zip(bar, lengths, strict=True) if m.find("note/pitch") is not None] or lengths
         target = min(max(sounding), signature or max(sounding))
@@ -325,7 +327,7 @@ def _name_notes(part: ET.Element, row: _Row, number: int, lines: dict[int, int])
     notes = list(part.iter("note"))
     for i, note in enumerate(notes):
         note.set("id", f"p{number}n{i}")
-    read = [n.get("id") for n in notes if n.get("color") != MARK_COLOUR]  # the others filled a bar
+    read = [n.attrib["id"] for n in notes if n.get("color") != MARK_COLOUR]  # the others filled a bar
     events = [e for e in analyse(row.tokens).events if e.length or "grace" in e.prefixes or e.root == "rest:measure"]
     events = [e for e in events if e.kind not in ("backup", "forward")]
     if len(events) != len(read):

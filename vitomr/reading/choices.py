@@ -50,6 +50,7 @@ def checked(f: Field, value: Any) -> Any:
     if not is_number or not c.least <= value <= c.most or (f.type is int and value != int(value)):
         kind = "whole number" if f.type is int else "number"
         raise ValueError(f"{f.name} {value!r:.30}: expected a {kind} from {c.least:g} to {c.most:g}")
+    assert isinstance(f.type, type)  # int or float
     return f.type(value)
 
 # %% ../../nbs/reading/choices.ipynb #82b96975
@@ -155,11 +156,11 @@ def takes_choices(*left_out: str) -> Callable[[Callable], Callable]:
         def called(*args, **kwargs):
             return f(**signature.bind(*args, **kwargs).arguments)
 
-        called.__signature__ = signature
+        called.__signature__ = signature  # type: ignore[attr-defined]
         called.__annotations__ = {**f.__annotations__, **{n: c.type for n, c in named.items()}}
         called.__annotations__.pop("choices", None)
         lines = "".join(f"\n    {n}: {choice_of(c).help}" for n, c in named.items())
-        called.__doc__ = inspect.cleandoc(f.__doc__).replace("\n\nReturns:", f"{lines}\n\nReturns:")
+        called.__doc__ = inspect.cleandoc(f.__doc__ or "").replace("\n\nReturns:", f"{lines}\n\nReturns:")
         return called
 
     return wrap

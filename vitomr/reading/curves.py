@@ -17,8 +17,8 @@ from ..rewards import TERMS
 # %% ../../nbs/reading/curves.ipynb #2b3b47fd
 def _smooth(y: Sequence[float], span: int) -> np.ndarray:
     "Mean of up to `span` values before each point, itself included; NaN is left out."
-    y = np.asarray(y, float)
-    sums, counts = (np.cumsum(np.insert(x, 0, 0.0)) for x in (np.nan_to_num(y), np.isfinite(y)))
+    values = np.asarray(y, float)
+    sums, counts = (np.cumsum(np.insert(x, 0, 0.0)) for x in (np.nan_to_num(values), np.isfinite(values)))
     at = np.arange(1, len(sums))
     start = np.maximum(0, at - span)
     return (sums[at] - sums[start]) / np.maximum(1, counts[at] - counts[start])

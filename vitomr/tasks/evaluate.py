@@ -82,7 +82,7 @@ def box_iou(text: str, solution: int | str) -> float:
     return iou(given[0], wanted[0]) if given and wanted else 0.0
 
 
-_SHORT = {"accuracy": accuracy}
+_SHORT: dict[str, Callable[[str, int | str], float]] = {"accuracy": accuracy}
 FIGURES: dict[str, dict[str, Callable[[str, int | str], float]]] = {
     "counting": _SHORT,
     "answer": _SHORT,

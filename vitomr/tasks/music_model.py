@@ -27,7 +27,7 @@ from ..page.staves import Normalised, map_points, normalise
 from ..reading.policy import padded
 from .datasets import Question, load_questions
 from .music import written
-from .rewards import Answer, boxes_of
+from .rewards import Answer, as_box, boxes_of
 from .vlm import QuestionPolicy, supervised_start
 from ..train.loop import LoopConfig
 from ..train.policy import Rollout, Sampling, Scored
@@ -126,7 +126,8 @@ def answer_of_ids(state: Question, normal: Normalised, ids: Sequence[int]) -> An
         n = len(kept) // 4
         share = (np.array(kept[: 4 * n]).reshape(-1, 2) - _PLACE_0) / (N_PLACES - 1)
         back = np.linalg.inv(np.vstack([normal.matrix, [0, 0, 1]]))[:2]
-        boxes = map_points(share * [w, h], back).reshape(-1, 4) if n else []
+        corners = map_points(share * [w, h], back).reshape(-1, 4) if n else []
+        boxes = [as_box(c) for c in corners]
         text = written(boxes)[1:-1] if prompt_of(state.problem)[0] == TASK_ID["<bar>"] else written(boxes)
     return Answer.of(list(map(int, ids)), f"<answer>{text}</answer>")
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAX_ANSWER', 'MAX_BOXES', 'Box', 'IOU_LEVELS', 'BY_TASK', 'Answer', 'text_of', 'answer_of', 'number_of', 'accuracy',
-           'format_ok', 'boxes_of', 'is_proper', 'iou', 'grounding', 'matched', 'detection_f1', 'average_precision',
-           'mean_average_precision', 'ocr', 'task_reward', 'task']
+           'format_ok', 'as_box', 'boxes_of', 'is_proper', 'iou', 'grounding', 'matched', 'detection_f1',
+           'average_precision', 'mean_average_precision', 'ocr', 'task_reward', 'task']
 
 # %% ../../nbs/tasks/rewards.ipynb #08a9983e
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -85,11 +85,17 @@ _BOX = re.compile(rf"\[{_N},{_N},{_N},{_N}\]", re.A)
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 
+def as_box(values: Iterable[float | str]) -> Box:
+    "Four numbers as a box. Raises ValueError for more or fewer."
+    x1, y1, x2, y2 = (float(v) for v in values)
+    return x1, y1, x2, y2
+
+
 def boxes_of(text: str, most: int = MAX_BOXES) -> list[Box]:
     "The boxes that a text names, in their order, inverted ones too."
     found: list[Box] = []
     for m in _BOX.finditer(text[:MAX_ANSWER]):
-        found.append(tuple(float(x) for x in m.groups()))
+        found.append(as_box(m.groups()))
         if len(found) == most:
             break
     return found
@@ -134,7 +140,8 @@ def matched(
     for overlap, i, j in table:
         if overlap >= least and i not in used[0] and j not in used[1]:
             pairs.append((i, j, overlap))
-            used[0].add(i), used[1].add(j)
+            used[0].add(i)
+            used[1].add(j)
     return pairs
 
 
@@ -173,9 +180,10 @@ def mean_average_precision(text: str, solution: int | str) -> float:
 # %% ../../nbs/tasks/rewards.ipynb #269f606f
 def ocr(text: str, solution: int | str) -> float:
     "max(0, 1 − edit/len), in tokens where the solution is LMX, else in characters. 1 where both are empty."
-    wanted, given = str(solution).strip(), answer_of(text)
-    if task_of(wanted) == "ocr":
-        wanted, given = wanted.split(), given.split()
+    wanted: str | list[str] = str(solution).strip()
+    given: str | list[str] = answer_of(text)
+    if task_of(str(solution).strip()) == "ocr":
+        wanted, given = str(solution).split(), answer_of(text).split()
     if not wanted:
         return float(not given)
     if len(given) >= 2 * len(wanted):

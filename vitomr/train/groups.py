@@ -139,10 +139,11 @@ def piece_advantages(
     reward_scale: float = 1.0,
 ) -> np.ndarray:  # (B, G, P)
     "The advantage of every part over the same part of the other actions; 0 where there are no more parts."
-    if any(p is None for group in worth for p in group):
+    known = [[p for p in group if p is not None] for group in worth]
+    if sum(map(len, known)) < sum(map(len, worth)):
         raise ValueError("credit by part needs a reward that tells what each part earns, for every action")
-    n = max(len(p) for group in worth for p in group)
-    table = np.array([[[*p, *[0.0] * (n - len(p))] for p in group] for group in worth])
+    n = max(len(p) for group in known for p in group)
+    table = np.array([[[*p, *[0.0] * (n - len(p))] for p in group] for group in known])
     b, g, _ = table.shape
     if not n:
         return table

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -180,7 +180,8 @@ class Patience:
 
     def __init__(self, cfg: LoopConfig):
         self.limit, self.watch = cfg.patience, cfg.watch
-        self.best, self.step, self.waited, self.weights = math.inf, 0, 0, None
+        self.best, self.step, self.waited = math.inf, 0, 0
+        self.weights: dict[str, torch.Tensor] | None = None  # of the best look
 
     def look(self, figures: dict, step: int, ema: Ema) -> None:
         "Raises ValueError when the figure is not among them."
@@ -240,7 +241,7 @@ class _World:
         "What the main process makes, in all processes."
         from accelerate.utils import broadcast_object_list
 
-        found = [make() if self.rank == 0 else None]
+        found = [make() if self.rank == 0 else {}]
         return broadcast_object_list(found)[0] if self.n > 1 else found[0]
 
     def batches(self, data: Callable, start: int) -> Iterable:
@@ -345,8 +346,8 @@ def fit(
             due = evaluate and evaluate_every and (step % evaluate_every == 0 or last)
             if step % cfg.log_every == 0 or last or due:
                 line = {"step": step, "samples": samples, "lr": lr, **window.line(step)}
-                if due:
-                    line |= world.from_main(lambda step=step: _with_average(model, ema, evaluate, step))
+                if due and evaluate:
+                    line |= world.from_main(partial(_with_average, model, ema, evaluate, step))
                     patience.look(line, step, ema)
                     last, window.start = last or patience.is_over, time.monotonic()
                 line = {k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}

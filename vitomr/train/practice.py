@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from .loop import Ema, Optimizers
-from .policy import PolicyModel, rollout_of
+from .policy import PolicyModel, SomePolicy, rollout_of
 from vitomr.train.reward_functions import (  # the contract's other names can be had from here, too
     RewardTerms as RewardTerms,
 )
@@ -179,6 +179,11 @@ def _begun(cfg: PracticeConfig, about: Mapping | None) -> dict:
     return {"loop": settings.pop("loop"), "grpo": settings, **(about or {})}
 
 
+def _shortened(state: Any, action: Any) -> dict:
+    "A sample of a policy that cannot describe one."
+    return {"action": str(action)[:2000]}
+
+
 def save_policy(policy: PolicyModel, folder: str | Path) -> None:
     "Write the weights of a policy, by its own `save` where it has one."
     if hasattr(policy, "save"):
@@ -190,7 +195,7 @@ def save_policy(policy: PolicyModel, folder: str | Path) -> None:
 
 # %% ../../nbs/train/practice.ipynb #7df066da
 def practise(
-    policy: PolicyModel | str,  # or module:factory
+    policy: SomePolicy | str,  # or module:factory
     data: Any,  # a sequence of states, or data(step, k)
     reward_funcs: Any,  # one or several of: a callable, a registered name, module:function
     *,
@@ -198,7 +203,7 @@ def practise(
     cfg: PracticeConfig | None = None,  # the defaults when left out
     run_dir: str | Path,  # run folder; a checkpoint in it is resumed
     eval_data: Sequence | None = None,  # states that `evaluate_every` samples for
-    evaluate: Callable[[PolicyModel, int], dict] | None = None,  # (policy with averaged weights, step) → figures
+    evaluate: Callable[[SomePolicy, int], dict] | None = None,  # (policy with averaged weights, step) → figures
     term_weights: Callable[[int], Mapping[str, float]] | None = None,  # step → weights of terms that change
     describe: Callable[[Any, Any], dict] | None = None,  # (state, action) → text; the policy's own when left out
     on_log: Callable[[dict], None] | None = None,  # called with each line of the history
@@ -206,18 +211,19 @@ def practise(
     about: Mapping | None = None,  # further sections for config.json
     stop_at: int | None = None,  # leave after this many steps, as if killed
     accelerator: Accelerator | None = None,
-) -> PolicyModel:
+) -> SomePolicy:
     "Train a policy by GRPO, or continue; returns it with averaged weights. Raises ValueError, `CheckpointError`."
-    policy, cfg = load_object(policy)() if isinstance(policy, str) else policy, cfg or PracticeConfig()
+    model: SomePolicy = load_object(policy)() if isinstance(policy, str) else policy
+    cfg = cfg or PracticeConfig()
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     if accelerator.is_main_process:
         warn_of_missing_processes(accelerator.num_processes)
-        for line in settings_without_effect(cfg):
-            _log.warning(line)
+        for warning in settings_without_effect(cfg):
+            _log.warning(warning)
     ctx = StepContext(
-        policy, data, reward_funcs, cfg, accelerator, reward_weights=reward_weights, term_weights=term_weights
+        model, data, reward_funcs, cfg, accelerator, reward_weights=reward_weights, term_weights=term_weights
     )
-    describe = describe or getattr(policy, "describe", lambda state, action: {"action": str(action)[:2000]})
+    told: Callable = getattr(model, "describe", _shortened) if describe is None else describe
     optimizers, ema = Optimizers(ctx.weights, cfg.loop), Ema(ctx.weights, cfg.loop.ema)
     run = RunFolder(run_dir, _begun(cfg, about), main=accelerator.is_main_process, fixed=FIXED, free=FREE)
     accelerator.wait_for_everyone()
@@ -230,11 +236,11 @@ def practise(
                 if cfg.evaluate_every and ((step + 1) % cfg.evaluate_every == 0 or step + 1 == cfg.loop.steps):
                     with averaged(ctx.weights, ema):
                         line |= _evaluated(ctx, eval_data, step) if eval_data is not None else {}
-                        line |= evaluate(policy, step + 1) if evaluate else {}
+                        line |= evaluate(model, step + 1) if evaluate else {}
                 line = _rounded(line)
                 run.append("history.jsonl", [line])
                 if run.main and (step % cfg.samples_every == 0 or step + 1 == cfg.loop.steps):
-                    samples = _samples(ctx, groups, table, step, describe)
+                    samples = _samples(ctx, groups, table, step, told)
                     run.append("samples.jsonl", samples)
                     if on_samples:
                         on_samples(samples)
@@ -245,8 +251,8 @@ def practise(
                     on_log(line)
             ctx.weights.load(ema.shadow)
             if run.main:
-                save_policy(policy, Path(run_dir) / "weights")
+                save_policy(model, Path(run_dir) / "weights")
     finally:
         ctx.pool.shutdown(cancel_futures=True)
     accelerator.wait_for_everyone()
-    return policy
+    return model

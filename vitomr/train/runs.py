@@ -300,7 +300,8 @@ def _accelerate_tracker(name: str, project: str, folder: str | Path):
         raise ValueError(f"the tracker {name} is not installed; pip install {name}, or leave it out")
     if not (isinstance(make, type) and issubclass(make, GeneralTracker)):
         raise ValueError(f"{name} is no tracker; expected a subclass of accelerate.tracking.GeneralTracker")
-    return make(project, logging_dir=str(folder)) if make.requires_logging_directory else make(project)
+    needs_folder = getattr(make, "requires_logging_directory", False)
+    return make(project, logging_dir=str(folder)) if needs_folder else make(project)
 
 # %% ../../nbs/train/runs.ipynb #40d23e7a
 @contextmanager

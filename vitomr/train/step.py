@@ -80,6 +80,7 @@ class StepTable:
         "Advantages of the tokens of an action; those of no part of the reference have the action's."
         out = np.full(length, self.adv[slot, i])
         part = np.array(owner[:length], int)
+        assert self.piece_adv is not None  # asked only where the rewards tell parts
         known = (part >= 0) & (part < self.piece_adv.shape[2])
         out[: len(part)][known] = self.piece_adv[slot, i, part[known]]
         return out
@@ -144,8 +145,9 @@ def tabulate(
     worth = [[r.pieces for r in row] for row in grid]
     pieces = None
     if any(p is not None for row in worth for p in row):
-        how = {"baseline": cfg.baseline, "scale": cfg.advantage_scale, "reward_scale": cfg.reward_scale}
-        pieces = piece_advantages(worth, **how)
+        pieces = piece_advantages(
+            worth, baseline=cfg.baseline, scale=cfg.advantage_scale, reward_scale=cfg.reward_scale
+        )
     return StepTable(raw, weights, lengths, truncated, total, adv, pieces)
 
 # %% ../../nbs/train/step.ipynb #9a1d2f20
@@ -350,18 +352,18 @@ def collect(
     "Sample a step, again where all actions of a state earn the same."
     cfg, how = ctx.cfg, ctx.cfg.sampling(step)
     weights = ctx.term_weights(step) if ctx.term_weights else None
-    todo, mine, rows, first_dead = ctx.slices, {}, {}, None
+    todo, mine, rows, dead = ctx.slices, {}, {}, []
     for attempt in range(1 + cfg.dynamic_sampling):
         groups, greedy = sample_slices(ctx, step, attempt, todo, how)
         slots = {p.slice.slot for p in groups}
         mine = {k: v for k, v in mine.items() if k[0] not in slots} | {(p.slice.slot, p.slice.first): p for p in groups}
         rows |= {(r.slot, r.number): r for r in ctx.gather(_rows(groups, greedy))}
         table = tabulate(rows, cfg, ctx.n_groups, weights)
-        first_dead = float((~table.live).mean()) if first_dead is None else first_dead
+        dead.append(float((~table.live).mean()))
         if table.live.all():
             break
         todo = [s for s in ctx.slices if not table.live[s.slot]]
     if cfg.top_entropy_quantile < 1:
         own = [p.scored.entropy[p.scored.mask].float().cpu().numpy() for p in mine.values()]
         table.entropy_from = entropy_threshold(np.concatenate(ctx.gather(own)), cfg.top_entropy_quantile)
-    return list(mine.values()), table, first_dead
+    return list(mine.values()), table, dead[0]

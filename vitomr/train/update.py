@@ -9,6 +9,7 @@ __all__ = ['MicroBatch', 'micro_batches', 'objective', 'supervised_step', 'Diver
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from .groups import GroupSlice, packed
 from .loop import Optimizers, share_gradients
 from .objective import kimi_objective, kl_penalty, normalised_entropy, surrogate, token_weights
-from .policy import Scored, score_of
+from .policy import Scored, SupervisedPolicy, score_of
 from .settings import kl_in_use
 from .step import SampledGroup, StepContext, StepTable
 
@@ -64,17 +65,18 @@ def micro_batches(
         rows = [slice(b.first - o.slice.first, b.end - o.slice.first) for b, o in zip(batch, owners)]
         logp = _stacked([o.scored.logp[r] for o, r in zip(owners, rows)])
         states, actions = [o.state for o in owners], [o.actions[r] for o, r in zip(owners, rows)]
-        numbers = [_of(batch, x).to(logp) for x in (table.adv, weights, counted / max(1, n))]
+        adv, token_weight, row_weight = (_of(batch, x).to(logp) for x in (table.adv, weights, counted / max(1, n)))
         if table.piece_adv is not None:
             owner = [m.owner for o, r in zip(owners, rows) for m in o.rewards[r]]
             at = [(b.slot, i) for b in batch for i in range(b.first, b.end)]
             of = [table.of_tokens(*where, own, logp.shape[1]) for where, own in zip(at, owner, strict=True)]
-            numbers[0] = torch.from_numpy(np.array(of)).to(logp)
+            adv = torch.from_numpy(np.array(of)).to(logp)
         trained = None
         if cfg.top_entropy_quantile < 1:
-            trained = _stacked([o.scored.entropy[r] for o, r in zip(owners, rows)]) >= table.entropy_from
+            entropy = [o.scored.entropy[r] for o, r in zip(owners, rows) if o.scored.entropy is not None]
+            trained = _stacked(entropy) >= table.entropy_from  # `StepContext` asks for a policy that gives it
         tasks = [_task(s) for s, b in zip(states, batch) for _ in range(len(b))]
-        found.append(MicroBatch(states, actions, logp, *numbers, tasks, trained))
+        found.append(MicroBatch(states, actions, logp, adv, token_weight, row_weight, tasks, trained))
     return found
 
 # %% ../../nbs/train/update.ipynb #52e9804d
@@ -110,16 +112,16 @@ def _regularisers(
         loss = loss - (cfg.at(cfg.entropy_bonus, step) + in_nats) * entropy
         sums |= {"entropy": entropy.detach(), "rows": m.row_weight.sum()}
     for name in sorted(ctx.kl):
-        options = {
-            "threshold": cfg.k1_threshold,
-            "adaptive_factor": cfg.k3_adaptive_factor if v else 0.0,
-            "n_choices": v,
-        }
-        kl = kl_penalty(name, s, ref, **options)
+        assert ref is not None  # a context with KL has a reference
+        factor = cfg.k3_adaptive_factor if v else 0.0
+        penalty = partial(
+            kl_penalty, name, s, ref, threshold=cfg.k1_threshold, adaptive_factor=factor, n_choices=v
+        )
+        kl = penalty()
         sums[f"kl/{name}"] = (w * kl).sum().detach()
         if used and name == used[0]:
             if cfg.use_bias_correction_kl:
-                kl = kl_penalty(name, s, ref, **options, ratio=ratio)
+                kl = penalty(ratio=ratio)
             on = torch.tensor([name != "kimi" or t in cfg.kimikl_task_id for t in m.tasks], device=w.device)
             loss = loss + used[1] * (w * on[:, None] * kl).sum()
     return loss
@@ -175,6 +177,7 @@ def supervised_step(ctx: StepContext, groups: Sequence[SampledGroup], step: int,
         return total
     states = [p.state for p in groups if p.slice.first == 0 and p.slice.slot % cfg.steps_per_generation == part]
     n, size = ctx.n_groups / cfg.steps_per_generation, cfg.micro_batch or max(1, len(states))
+    assert isinstance(ctx.policy, SupervisedPolicy)  # `StepContext` looks
     for i in range(0, len(states), size):
         ce = ctx.policy.supervised(states[i : i + size]).sum() / n
         (weight * ce).backward()
