@@ -24,8 +24,9 @@ help:  ## this list
 app: $(VENV)/.installed-app  ## the app on http://127.0.0.1:7860 (PORT)
 	GRADIO_SERVER_NAME=127.0.0.1 GRADIO_SERVER_PORT=$(PORT) $(PY) app.py
 
-test: $(VENV)/.installed-dev  ## ruff, then pytest in WORKERS processes (PYTEST="-k repo" adds arguments)
+test: $(VENV)/.installed-dev  ## ruff and mypy, then pytest in WORKERS processes (PYTEST="-k repo" adds arguments)
 	$(PY) -m ruff check
+	$(PY) -m mypy
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
 
 train: $(VENV)/.installed-train  ## the tiny model from DATA into RUN; goes on where it stopped
