@@ -31,18 +31,15 @@ from vitomr.data.batches import (
 )
 from vitomr.data.corpora import SPLITS, open_corpus, split_of
 from vitomr.data.datasets import open_dataset
+from vitomr.data.hands import bar_lengths, lines_together, other_hand, piano_reduction
 from vitomr.data.synthesis import AS_WRITTEN, SHARD_SIZE, Mix, Shards, build, random_layout, song_samples
+from vitomr.data.tuplets import add_tuplets
 from vitomr.data.vary import (
     add_marks,
     add_neighbour,
-    add_tuplets,
-    bar_lengths,
     double_values,
     ledger_lines,
-    lines_together,
     mixed_bars,
-    other_hand,
-    piano_reduction,
     rarity,
     say_voices_and_stems,
     transpose,
@@ -580,7 +577,7 @@ def test_hands_that_do_not_fit_are_refused(piano, excerpts):
     shorter, wandering = copy.deepcopy(piano), copy.deepcopy(piano)
     shorter.remove(shorter[-1])
     wandering[0].find("note/staff").text = "2"
-    for other, why in ((single, "piano"), (shorter, "length"), (wandering, "wanders")):
+    for other, why in ((single, "piano"), (shorter, "length"), (wandering, "moves")):
         with pytest.raises(ScoreError, match=why):
             other_hand(copy.deepcopy(piano), copy.deepcopy(other))
 

@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from .corpora import Song
 from .degrade import degrade
 from .engravers import EngraverError, PageEngraving, engrave_page
+from .hands import piano_reduction
 from .synthesis import random_layout
-from .vary import piano_reduction, say_voices_and_stems
+from .vary import say_voices_and_stems
 from ..notation.engrave import engrave, rasterise
 from ..notation.fonts import TEXT_FONTS
 from ..notation.lmx import linearise

@@ -26,18 +26,15 @@ import numpy as np
 
 from .corpora import Song, open_corpus
 from .engravers import EngraverError, check_engraver, engrave_with
+from .hands import bar_lengths, lines_together, other_hand, piano_reduction
 from .signs import add_signs, hide_figures, in_random_clef
+from .tuplets import add_tuplets
 from vitomr.data.vary import (
     add_marks,
     add_neighbour,
-    add_tuplets,
-    bar_lengths,
     double_values,
     in_random_key,
-    lines_together,
     mixed_bars,
-    other_hand,
-    piano_reduction,
     rare_start,
     rarity,
     say_voices_and_stems,
