@@ -265,13 +265,36 @@ def test_a_bracket_on_a_pale_scan_is_no_brace(songs):
     assert [[p.n_staves for p in s.parts] for s in page.systems] == [[1, 1]] * 3
 
 
+def laid_out(*joins, before=()):
+    return systems._layouts([systems._evidence(js) for js in joins], [systems._evidence(js) for js in before])
+
+
 def test_a_doubtful_system_follows_the_others_of_its_page():
     piano = systems.Join(line=1, brace=1, shown=1, bend=0.5, n_through=5, n_bars=5)
     doubtful = systems.Join(line=1, brace=1, shown=1, bend=0.1, n_through=5, n_bars=5)
-    assert systems._layouts([[doubtful]]) == [[1, 1]]
-    assert systems._layouts([[piano], [doubtful], [piano]]) == [[2]] * 3
+    assert laid_out([doubtful]) == [[1, 1]]
+    assert laid_out([piano], [doubtful], [piano]) == [[2]] * 3
     voice = systems.Join(line=1, n_bars=5)
-    assert systems._layouts([[voice, piano], [doubtful], [voice, doubtful]]) == [[1, 2], [1, 1], [1, 2]]
+    assert laid_out([voice, piano], [doubtful], [voice, doubtful]) == [[1, 2], [1, 1], [1, 2]]
+
+
+def test_a_doubtful_page_follows_the_pages_before_it_and_a_clear_one_does_not():
+    piano = systems.Join(line=1, brace=1, shown=1, bend=0.5, n_through=5, n_bars=5)
+    doubtful, voice = systems.Join(line=1, n_through=5, n_bars=5), systems.Join(line=1, n_bars=5)
+    assert laid_out([doubtful], [doubtful]) == [[2]] * 2
+    assert laid_out([doubtful], [doubtful], before=[[voice]] * 5) == [[1, 1]] * 2
+    assert laid_out([doubtful], before=[[voice, voice]] * 5) == [[2]]  # other staves, other parts
+    assert laid_out(*[[piano]] * 4, before=[[voice]] * 50) == [[2]] * 4
+
+
+def test_two_voices_stay_two_parts_on_a_page_without_their_bracket(songs):
+    sheet = random_sheet(songs, 5, kind="two voices", n_systems=3, bracket="none")
+    first, bare = find_systems(sheet.img), random_sheet(songs, 5, kind="two voices", n_systems=1, bracket="through")
+    assert [len(s.parts) for s in first.systems] == [2] * 3
+    bare = spoilt(bare, "gone")
+    assert [len(s.parts) for s in find_systems(bare).systems] == [1]
+    assert [len(s.parts) for s in find_systems(bare, first.systems).systems] == [2]
+
 
 
 # files

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'MAX_LEVEL', 'SMALLER', 'LONGEST', 'LARGEST', 'STRIP', 'FAINT', 'SCALES', 'MIN_ANSWER', 'MIN_STRIPS',
-           'FAINTER', 'BRIDGE', 'WHOLE', 'LEAST_BEND', 'MOST_BEND', 'TIP', 'ABOVE', 'BELOW', 'Level', 'Staff', 'Join',
-           'Part', 'System', 'Page', 'find_systems', 'crop', 'bar_lines', 'n_bars_printed', 'with_boxes', 'outline_iou',
-           'match_outlines']
+           'FAINTER', 'BRIDGE', 'WHOLE', 'LEAST_BEND', 'MOST_BEND', 'TIP', 'MOST_BEFORE', 'ABOVE', 'BELOW', 'Level',
+           'Staff', 'Join', 'Part', 'System', 'Page', 'find_systems', 'crop', 'bar_lines', 'n_bars_printed',
+           'with_boxes', 'outline_iou', 'match_outlines']
 
 # %% ../../nbs/page/systems.ipynb #f9d5aa0d
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -496,6 +496,7 @@ class System:
     "Staves that sound together."
     parts: list[Part]
     box: tuple[int, int, int, int]  # x0, y0, x1, y1 px of the level page
+    evidence: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (n - 1,) that a staff and the next are one part
 
     @property
     def staves(self) -> list[Staff]:
@@ -539,12 +540,21 @@ def _layout(evidence: Sequence[float]) -> list[int]:
     return best[len(evidence) + 1][1]
 
 
-def _layouts(joins: Sequence[Sequence[Join]]) -> list[list[int]]:
-    "Staves of each part, system by system: systems of as many staves are laid out alike, by all their evidence."
+MOST_BEFORE = 4  # systems; those of earlier pages count as so many at most, so that a clear page is heard
+
+
+def _layouts(
+    evidence: Sequence[np.ndarray],  # of each system of a page
+    before: Sequence[np.ndarray] = (),  # of systems of earlier pages
+) -> list[list[int]]:  # staves of each part, one or two, system by system
+    "Systems of as many staves are laid out alike, by all their evidence."
     total: dict[int, np.ndarray] = {}
-    for js in joins:
-        total[len(js)] = total.get(len(js), 0) + _evidence(js)
-    return [_layout(total[len(js)]) for js in joins]
+    for n in {len(e) for e in evidence}:
+        earlier = [e for e in before if len(e) == n]
+        total[n] = np.mean(earlier, 0) * min(len(earlier), MOST_BEFORE) if earlier else np.zeros(n)
+    for e in evidence:
+        total[len(e)] += e
+    return [_layout(total[len(e)]) for e in evidence]
 
 
 def _in_parts(staves: Sequence[Staff], sizes: Sequence[int]) -> list[list[Staff]]:
@@ -609,18 +619,20 @@ def _joins_of(img: np.ndarray, staves: Sequence[Staff]) -> list[Join]:
     return [_join(img, a, b) for a, b in zip(aligned, aligned[1:])]
 
 
-def _group(img: np.ndarray, staves: list[Staff]) -> list[System]:
+def _group(img: np.ndarray, staves: list[Staff], before: Sequence[System]) -> list[System]:
     "Systems with their parts and boxes."
     joins = [_join(img, a, b) for a, b in zip(staves, staves[1:])]
     ink, systems = _clean(img), []
     groups = _split(staves, [j.is_system for j in joins])
-    layouts = _layouts([_joins_of(img, g) for g in groups])
+    evidence = [_evidence(_joins_of(img, g)) for g in groups]
+    layouts = _layouts(evidence, [s.evidence for s in before])
     cuts = [0, *(_cut(ink, a[-1], b[0]) for a, b in zip(groups, groups[1:])), img.shape[0]]
-    for group, sizes, top, bottom in zip(groups, layouts, cuts, cuts[1:]):
+    for group, sizes, found, top, bottom in zip(groups, layouts, evidence, cuts, cuts[1:]):
         box, inner = _box(ink, group, top, bottom), _in_parts(group, sizes)
         between = [box[1], *(_cut(ink, a[-1], b[0]) for a, b in zip(inner, inner[1:])), box[3]]
         rows = [_box(ink, p, a, b) for p, a, b in zip(inner, between, between[1:])]
-        systems.append(System([Part(tuple(p), (box[0], r[1], box[2], r[3])) for p, r in zip(inner, rows)], box))
+        divided = [Part(tuple(p), (box[0], r[1], box[2], r[3])) for p, r in zip(inner, rows)]
+        systems.append(System(divided, box, found))
     return systems
 
 # %% ../../nbs/page/systems.ipynb #e466f405
@@ -657,6 +669,7 @@ def _is_lined(img: np.ndarray, staves: Sequence[Staff]) -> bool:
 
 def find_systems(
     img,  # anything `to_gray` takes: a page, or a part of one
+    before: Sequence[System] = (),  # of earlier pages of the document: their parts have the same staves
 ) -> Page:
     "Lay a page flat and find its systems. Raises NoStaffError where there is no music."
     gray = to_gray(img)
@@ -673,7 +686,7 @@ def find_systems(
     space = float(np.median([s.space for s in staves])) / SPACE * rough.space_in
     lean = float(np.median([np.polyfit(c.x, c.y[c.first : c.last], 1)[0] for c in curves]))  # px per px
     curl = max(float(np.ptp(c.y[c.first : c.last] - lean * c.x)) for c in curves)
-    return Page(level, _group(level.img, staves), space, rough.tilt + math.degrees(math.atan(lean)), curl)
+    return Page(level, _group(level.img, staves, before), space, rough.tilt + math.degrees(math.atan(lean)), curl)
 
 # %% ../../nbs/page/systems.ipynb #1366d029
 def crop(
@@ -735,7 +748,7 @@ def with_boxes(
             raise ValueError(f"box {tuple(given)}: expected one of {2 * SPACE} px or more on the page of {w} x {h} px")
         inside = [s for s in staves if y0 < (s.top + s.bottom) / 2 < y1]
         inside = [s for s in inside if min(s.x1, x1) - max(s.x0, x0) > 0.3 * (x1 - x0)]
-        groups = _in_parts(inside, _layouts([_joins_of(page.img, inside)])[0]) if inside else []
+        groups = _in_parts(inside, _layouts([_evidence(_joins_of(page.img, inside))])[0]) if inside else []
         between = [y0, *(_cut(ink, a[-1], b[0]) for a, b in zip(groups, groups[1:])), y1]
         parts = [Part(tuple(g), (x0, a, x1, b)) for g, a, b in zip(groups, between, between[1:])]
         systems.append(System(parts or [Part((), (x0, y0, x1, y1))], (x0, y0, x1, y1)))
