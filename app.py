@@ -34,6 +34,8 @@ from vitomr.page.documents import Pages, n_pages, page_numbers  # noqa: E402
 from vitomr.page.staves import normalise, open_picture  # noqa: E402
 from vitomr.progress import LEAST_SURE, Pace, busy_html, doubt_text, how_far, how_like_music, waiting_html  # noqa: E402
 from vitomr.reading.choices import Decoding, control_of, takes_choices  # noqa: E402
+from vitomr.reading.transcription import Document  # noqa: E402
+from vitomr.reading.weights import PACKAGED  # noqa: E402
 from vitomr.rewards import PRESETS, TERMS, reward_of_score  # noqa: E402
 from vitomr.sandbox import one_line, short_name  # noqa: E402
 from vitomr.sandbox import warm as warm_worker  # noqa: E402
@@ -56,14 +58,7 @@ from vitomr.serving import (  # noqa: E402
     trim,
     uploaded,
 )
-from vitomr.transcribe import (  # noqa: E402
-    PACKAGED,
-    TRUTH_SUFFIXES,
-    Document,
-    Progress,
-    Transcriber,
-    read_truth_of_parts,
-)
+from vitomr.transcribe import TRUTH_SUFFIXES, Progress, Transcriber, read_truth_of_parts  # noqa: E402
 from vitomr.views import Sheet, hint_html, status_html  # noqa: E402
 
 MAX_TOKENS = int(os.environ.get("VITOMR_MAX_TOKENS") or 1024)

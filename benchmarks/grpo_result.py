@@ -39,9 +39,10 @@ from vitomr.grpo import PACKAGED, PRACTICE, plot_kinds, train, with_settings
 from vitomr.notation.lmx import decode
 from vitomr.notation.metrics import METRICS, micro_rate, token_distance
 from vitomr.notation.tedn import tedn
+from vitomr.reading.lines import write_pictures
 from vitomr.reading.policy import Picture
 from vitomr.train.runs import read_history
-from vitomr.transcribe import Transcriber, write_pictures
+from vitomr.transcribe import Transcriber
 
 
 def tedn_counts(pred, true) -> tuple[int, int]:

@@ -13,7 +13,10 @@ from vitomr.notation.lmx import VOCABULARY
 from vitomr.notation.musicxml import MARK_COLOUR
 from vitomr.page.assemble import Line, agree_on_bars, assemble, fit_bars, infer_time, without_courtesy
 from vitomr.page.systems import find_systems, n_bars_printed
-from vitomr.transcribe import BarCount, Decoding, SystemReading, Transcriber, Transcription, agree
+from vitomr.reading.bars import BarCount, agree
+from vitomr.reading.choices import Decoding
+from vitomr.reading.transcription import SystemReading, Transcription
+from vitomr.transcribe import Transcriber
 
 ROOT = Path(__file__).resolve().parents[1]
 BAR = "measure key:fifths:0 clef:G2 time beats:4 beat-type:4 C4 whole".split()

@@ -33,7 +33,9 @@ from vitomr.nn.decoding import beam
 from vitomr.notation.analysis import analyse
 from vitomr.notation.grammar import Grammar
 from vitomr.notation.lmx import EOS_ID, encode
-from vitomr.transcribe import BATCH_PATCHES, Decoding, Transcriber, write_pictures
+from vitomr.reading.choices import Decoding
+from vitomr.reading.lines import BATCH_PATCHES, write_pictures
+from vitomr.transcribe import Transcriber
 
 ROOT = Path(__file__).resolve().parents[1]
 SCAN = ROOT / "examples" / "bach-invention-1-scan-1.png"
@@ -232,7 +234,7 @@ def test_batches_hold_every_piece_once_and_keep_their_budget(untrained, monkeypa
             x.tokens = [f"{x.picture.shape[1]}"]
             yield "line", x
 
-    monkeypatch.setattr("vitomr.transcribe.write_lines", read)
+    monkeypatch.setattr("vitomr.reading.lines.write_lines", read)
     readings = list(read_pieces(untrained, pieces, batch_size=8))
     assert [r.name for r in readings] == [p.name for p in pieces]  # in their order, each with its own reading
     assert [r.pred for r in readings] == [[f"{p.img.shape[1]}"] if p.img is not None else [] for p in pieces]

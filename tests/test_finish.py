@@ -18,7 +18,7 @@ from vitomr.notation.musicxml import MARK_COLOUR, to_musicxml
 from vitomr.notation.score import musicxml_bytes, mxl_bytes, read_score, root_of
 from vitomr.page.assemble import Line, assemble
 from vitomr.page.words import Direction, PageWords, Placed, Syllable, add_words
-from vitomr.transcribe import Document, PageReading, SystemReading, Transcription
+from vitomr.reading.transcription import Document, PageReading, SystemReading, Transcription
 
 XLINK = """<xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema" targetNamespace="http://www.w3.org/1999/xlink">
 <xs:attribute name="href" type="xs:anyURI"/><xs:attribute name="type" type="xs:string"/>

@@ -13,7 +13,10 @@ from vitomr.decoder import READERS, Reader
 from vitomr.insight import look
 from vitomr.page import documents, staves
 from vitomr.page.documents import Pages
-from vitomr.transcribe import Transcriber, write_pictures
+from vitomr.reading import weights
+from vitomr.reading.choices import Decoding
+from vitomr.reading.lines import write_pictures
+from vitomr.transcribe import Transcriber
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAGE, LINE = EXAMPLES / "pages" / "bach-invention-1.png", EXAMPLES / "schumann-rosen-voice.png"
@@ -49,7 +52,7 @@ def done(monkeypatch, untrained):
         counted(module, name, "opened")
     counted(transcribe, "find_systems", "found")
     counted(transcribe, "crop", "cropped")
-    counted(transcribe, "normalise", "normalised")
+    counted(weights, "normalise", "normalised")
     hook = untrained.model.encoder.register_forward_hook(lambda _, args, out: count.update(encoded=len(args[0])))
     yield count
     hook.remove()
@@ -102,7 +105,7 @@ def test_a_line_goes_on_where_it_was_encoded(untrained, done):
     *_, wider = untrained.read(last.document, words=False, keep=True, max_tokens=20, shifts=2)
     assert done["encoded"] == 3 and len(wider.document.lines[0].encoding.features) == 2
     pictures = [last.document.lines[0].picture] * 2
-    assert all(x.encoding is None for x in write_pictures(untrained, pictures, transcribe.Decoding(max_tokens=5)))
+    assert all(x.encoding is None for x in write_pictures(untrained, pictures, Decoding(max_tokens=5)))
 
 
 def test_points_of_a_line_are_found_on_the_picture(untrained):

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from vitomr.reading.choices import Decoding
 from vitomr.serving import (
     MAX_COST,
     Listeners,
@@ -29,7 +30,6 @@ from vitomr.serving import (
     size_of,
     uploaded,
 )
-from vitomr.transcribe import Decoding
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from vitomr.insight import look
 from vitomr.notation.analysis import analyse, bar_sums
 from vitomr.notation.draw import Unknown
 from vitomr.notation.engrave import engrave, rasterise_any
+from vitomr.notation.finish import SUFFIXES
 from vitomr.notation.lmx import BOS_ID, VOCABULARY, encode, linearise
 from vitomr.notation.metrics import micro_rate, token_distance
 from vitomr.notation.musicxml import to_musicxml
@@ -31,19 +32,11 @@ from vitomr.notation.pdf import page_svgs, pdf_bytes
 from vitomr.notation.score import ScoreError, mxl_bytes, parts, read_score, root_of
 from vitomr.page.assemble import Line, assemble
 from vitomr.page.staves import NoStaffError, PictureError, open_picture
-from vitomr.transcribe import (
-    PACKAGED,
-    SUFFIXES,
-    Decoding,
-    Document,
-    PageReading,
-    SystemReading,
-    Transcriber,
-    Transcription,
-    look_again,
-    read_truth,
-    read_truth_of_parts,
-)
+from vitomr.reading.choices import Decoding
+from vitomr.reading.second_look import look_again
+from vitomr.reading.transcription import Document, PageReading, SystemReading, Transcription
+from vitomr.reading.weights import PACKAGED
+from vitomr.transcribe import Transcriber, read_truth, read_truth_of_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 SCAN = ROOT / "examples" / "bach-invention-1-scan-1.png"

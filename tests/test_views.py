@@ -19,9 +19,11 @@ from vitomr.notation.musicxml import to_musicxml
 from vitomr.notation.score import parts, read_score
 from vitomr.page.staves import map_points, open_picture
 from vitomr.page.systems import find_systems
+from vitomr.reading.transcription import Document, PageReading
+from vitomr.reading.weights import PACKAGED
 from vitomr.rewards import TERMS, Breakdown
 from vitomr.train.groups import advantages
-from vitomr.transcribe import PACKAGED, Document, PageReading, Transcriber
+from vitomr.transcribe import Transcriber
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 VOICE = EXAMPLES / "schubert-fruehlingstraum-voice.png"

@@ -44,7 +44,8 @@ from vitomr.notation.metrics import (
 from .notation.score import ScoreError, parts
 from .notation.tedn import tedn
 from .reading.choices import USUAL, Decoding
-from .transcribe import Transcriber, write_pictures
+from .reading.lines import write_pictures
+from .transcribe import Transcriber
 
 # %% ../nbs/04_evaluate.ipynb #2cba9f99
 @dataclass

@@ -20,7 +20,8 @@ from .nn.decoding import without_control
 from .notation.analysis import analyse
 from .notation.lmx import BOS_ID, EOS_ID, encode
 from .reading.choices import USUAL
-from .transcribe import Encoding, Transcriber, recalled, writer_of
+from .reading.lines import Encoding, recalled, writer_of
+from .reading.weights import LoadedModel
 
 # %% ../nbs/insight.ipynb #bb9670e7
 @dataclass
@@ -40,7 +41,7 @@ class Look:
 # %% ../nbs/insight.ipynb #c88cf7b4
 @torch.inference_mode()
 def look(
-    transcriber: Transcriber,
+    transcriber: LoadedModel,
     img: np.ndarray,  # uint8 (H, W) in normal form
     tokens: Sequence[str],  # LMX, from the reader or from a person
     shifts: int = USUAL.shifts,  # how often the picture is shown, as in `Decoding`
@@ -122,7 +123,7 @@ def symbols(
 
 
 def locate(
-    transcriber: Transcriber,
+    transcriber: LoadedModel,
     img: np.ndarray,  # uint8 (H, W) in normal form
     tokens: Sequence[str],
 ) -> list[tuple[float, float] | None]:  # x, y px of each token's note; None for tokens of no note

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from math import exp
 from statistics import median
 
-from .transcribe import Document, Progress, Transcription
+from .reading.transcription import Document, Transcription
+from .transcribe import Progress
 
 # %% ../nbs/progress.ipynb #dc26f956
 TOKENS_PER_PX = {1: 0.18, 2: 0.36}  # of the normal form, by staves of the line; OpenScore, three to five bars

@@ -45,9 +45,10 @@ from .notation.score import parts, root_of
 from .page.assemble import Assembled, Line, assemble
 from .page.staves import map_points, to_gray
 from .page.systems import Page, bar_lines, n_bars_printed
+from .reading.transcription import SHEET, Document, Savable, write_words
 from .rewards import TERMS, Breakdown
 from .train.groups import advantages
-from .transcribe import MAX_TRUTH_BYTES, MAX_TRUTH_TOKENS, SHEET, Document, Savable, Transcriber, write_words
+from .transcribe import MAX_TRUTH_BYTES, MAX_TRUTH_TOKENS, Transcriber
 
 # %% ../nbs/views.ipynb #fe0361e6
 @dataclass
