@@ -616,7 +616,7 @@ def choose(measured: dict | None, preset: str) -> list:
 
 def warm() -> None:
     "Let the tree distance and the grammar be compiled before somebody waits for them."
-    warm_worker("vitomr.notation.pdf", "vitomr.page.documents", "vitomr.rewards")
+    warm_worker("vitomr.notation.pdf", "vitomr.page.documents", "vitomr.notation.reference")
     reward_of_score([["measure", "C4", "quarter"]], [["measure", "D4", "quarter"]], terms=TERMS)
     Grammar(time=True).legal(["measure", "C4", "quarter"])
 

@@ -34,11 +34,12 @@ from vitomr.notation.finish import SUFFIXES
 from vitomr.notation.lmx import linearise
 from vitomr.notation.metrics import bars_that_add_up, errors_by_kind, symbol_error_rate
 from vitomr.notation.musicxml import to_musicxml
+from vitomr.notation.reference import tokens_of_parts
 from vitomr.notation.score import parts, read_score, root_of
 from vitomr.page import staves
 from vitomr.reading.choices import Decoding, choice_of, control_of
 from vitomr.reading.weights import PACKAGED
-from vitomr.rewards import PRESETS, TERMS, Breakdown, reward, reward_of_score, tokens_of_parts
+from vitomr.rewards import PRESETS, TERMS, Breakdown, reward, reward_of_score
 from vitomr.transcribe import Transcriber
 
 ROOT = Path(__file__).resolve().parents[1]

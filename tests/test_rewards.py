@@ -10,38 +10,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitomr.figures import PALETTE
+from vitomr.notation.judgements import agreement, agreement_interval, read_costs, read_judgements
 from vitomr.notation.lmx import VOCABULARY, encode, linearise
 from vitomr.notation.metrics import pair_parts
+from vitomr.notation.mistakes import ATTACKS, CORRUPTIONS, corrupt, honest, is_attack, measures, note_spans
 from vitomr.notation.musicxml import delinearise
+from vitomr.notation.reference import tokens_of_parts
 from vitomr.notation.tedn import tedn
 from vitomr.page.assemble import join_parts
 from vitomr.rewards import (
-    ATTACKS,
-    CORRUPTIONS,
     PRESETS,
     TERMS,
     Preset,
-    agreement,
-    agreement_interval,
     bars,
     consensus,
-    corrupt,
     f1,
-    honest,
-    is_attack,
     length,
-    measures,
     note,
-    note_spans,
-    read_costs,
-    read_judgements,
     rep,
     reward,
     reward_group,
     reward_of_score,
     ted,
     tedn_score,
-    tokens_of_parts,
     wf,
 )
 

@@ -20,6 +20,7 @@ from .data.batches import PATCH
 from .insight import look, symbols
 from .notation.analysis import analyse
 from .notation.lmx import decode, encode
+from .notation.reference import tokens_of_musicxml
 from .notation.score import MUSICXML_SUFFIXES, ScoreError
 from .page.documents import Pages, page_numbers
 from .page.staves import NoStaffError, PictureError, map_points
@@ -272,8 +273,6 @@ def read_truth_of_parts(
     name, suffix = short_name(path.name), path.suffix.lower()
     data = _bytes_of(path, name)
     try:
-        from vitomr.rewards import tokens_of_musicxml  # here: it compiles the tree distance, which reading does without
-
         found = _parts_in(data.decode()) if suffix == ".lmx" else tokens_of_musicxml(data, name, MAX_TRUTH_BYTES)
     except UnicodeDecodeError as e:
         raise ScoreError(f"{name} is not text; an .lmx file holds tokens between white space") from e

@@ -16,8 +16,8 @@ import vitomr
 from vitomr.notation.engrave import from_verovio, render_svg
 from vitomr.notation.lmx import linearise
 from vitomr.notation.pdf import pdf_bytes
+from vitomr.notation.reference import tokens_of_musicxml
 from vitomr.notation.score import as_score, cut_excerpt, musicxml_bytes, mxl_bytes, parts, root_of
-from vitomr.rewards import tokens_of_musicxml
 
 EXAMPLES = Path(vitomr.__file__).parents[1] / "examples"
 NUMBERS = ("0", "-1", "", " ", "x", "7", "256", "999999999", "1e9", "1e100000000", "0.5", "1/0", "NaN", "inf")
