@@ -15,25 +15,20 @@ from vitomr import cli
 from vitomr.data.batches import BatchPlan, pad_pictures
 from vitomr.data.datasets import DatasetError
 from vitomr.data.degrade import Preset
+from vitomr.data.masked import PictureBatch, PicturePlan, Pictures, hide, pair, real_pictures
 from vitomr.decoder import READERS, Reader, save_reader
 from vitomr.mae import (
     MAE,
     MAES,
     TRAINING,
     MaeWeightsError,
-    PictureBatch,
-    PicturePlan,
-    Pictures,
     attention_map,
     encoder_weights,
     feature_colours,
-    hide,
     load_encoder,
     load_mae,
     mae_loss,
-    pair,
     picture_of,
-    real_pictures,
     reconstruct,
     save_mae,
     targets,
@@ -304,7 +299,8 @@ def test_batches_come_from_another_process(folder, tmp_path):
     code = (
         "import sys; from dataclasses import replace; from pathlib import Path; import cv2;"
         "cv2.setNumThreads(4);"
-        "from vitomr.mae import TRAINING, real_pictures, train; real_pictures(sys.argv[1]);"
+        "from vitomr.data.masked import real_pictures;"
+        "from vitomr.mae import TRAINING, train; real_pictures(sys.argv[1]);"
         "cfg = TRAINING['smoke']; cfg = replace(cfg, workers=1, loop=replace(cfg.loop, steps=2));"
         "train(cfg, sys.argv[1], sys.argv[2])"
     )
