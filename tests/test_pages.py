@@ -19,7 +19,7 @@ from vitomr.notation.engrave import render_svg
 from vitomr.notation.lmx import VOCABULARY, linearise
 from vitomr.notation.musicxml import MARK_COLOUR
 from vitomr.notation.score import musicxml_bytes, parts, root_of
-from vitomr.page import systems
+from vitomr.page import joins, level
 from vitomr.page.assemble import Line, assemble, match_parts
 from vitomr.page.documents import Pages, files_in, page_numbers
 from vitomr.page.staves import NoStaffError, PictureError, estimate_staff_space, open_picture
@@ -148,11 +148,11 @@ def test_words_are_told_from_staves_by_the_other_staves(monkeypatch, usual, othe
     kinds = [usual, usual, other, usual, usual]
     curves = [SimpleNamespace(strength=strength, strokes=strokes, space=space) for strength, strokes, space in kinds]
 
-    def staff(level, curve, row):
-        return systems.Staff(100, 1300, row, row + 4 * curve.space), curve.strokes
+    def staff(_, curve, row):
+        return level.Staff(100, 1300, row, row + 4 * curve.space), curve.strokes
 
-    monkeypatch.setattr(systems, "_staff", staff)
-    found = systems._staves(None, curves, np.arange(5) * 150.0)
+    monkeypatch.setattr(level, "_staff", staff)
+    found = level._staves(None, curves, np.arange(5) * 150.0)
     assert [s.top for s in found] == [y for y in (0, 150, 300, 450, 600) if is_staff or y != 300]
 
 
@@ -265,22 +265,22 @@ def test_a_bracket_on_a_pale_scan_is_no_brace(songs):
     assert [[p.n_staves for p in s.parts] for s in page.systems] == [[1, 1]] * 3
 
 
-def laid_out(*joins, before=()):
-    return systems._layouts([systems._evidence(js) for js in joins], [systems._evidence(js) for js in before])
+def laid_out(*found, before=()):
+    return joins._layouts([joins._evidence(js) for js in found], [joins._evidence(js) for js in before])
 
 
 def test_a_doubtful_system_follows_the_others_of_its_page():
-    piano = systems.Join(line=1, brace=1, shown=1, bend=0.5, n_through=5, n_bars=5)
-    doubtful = systems.Join(line=1, brace=1, shown=1, bend=0.1, n_through=5, n_bars=5)
+    piano = joins.Join(line=1, brace=1, shown=1, bend=0.5, n_through=5, n_bars=5)
+    doubtful = joins.Join(line=1, brace=1, shown=1, bend=0.1, n_through=5, n_bars=5)
     assert laid_out([doubtful]) == [[1, 1]]
     assert laid_out([piano], [doubtful], [piano]) == [[2]] * 3
-    voice = systems.Join(line=1, n_bars=5)
+    voice = joins.Join(line=1, n_bars=5)
     assert laid_out([voice, piano], [doubtful], [voice, doubtful]) == [[1, 2], [1, 1], [1, 2]]
 
 
 def test_a_doubtful_page_follows_the_pages_before_it_and_a_clear_one_does_not():
-    piano = systems.Join(line=1, brace=1, shown=1, bend=0.5, n_through=5, n_bars=5)
-    doubtful, voice = systems.Join(line=1, n_through=5, n_bars=5), systems.Join(line=1, n_bars=5)
+    piano = joins.Join(line=1, brace=1, shown=1, bend=0.5, n_through=5, n_bars=5)
+    doubtful, voice = joins.Join(line=1, n_through=5, n_bars=5), joins.Join(line=1, n_bars=5)
     assert laid_out([doubtful], [doubtful]) == [[2]] * 2
     assert laid_out([doubtful], [doubtful], before=[[voice]] * 5) == [[1, 1]] * 2
     assert laid_out([doubtful], before=[[voice, voice]] * 5) == [[2]]  # other staves, other parts

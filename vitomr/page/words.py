@@ -23,7 +23,8 @@ import cv2
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from .systems import SPACE, Page
+from .level import SPACE
+from .systems import Page
 
 # %% ../../nbs/page/words.ipynb #a58c656c
 class WordsError(ValueError):

@@ -29,8 +29,9 @@ from ..notation.engrave import engrave
 from ..notation.lmx import EOS_ID, decode, linearise
 from ..notation.marks import plain
 from ..notation.score import ScoreError, as_score, cut_excerpt, parts
+from ..page.level import SPACE, Staff
 from ..page.staves import map_points, normalise
-from ..page.systems import SPACE, Page, Staff, find_systems
+from ..page.systems import Page, find_systems
 from ..reading.policy import Picture, ReaderPolicy
 from ..sandbox import in_process
 from .datasets import Question, TaskDataError
