@@ -24,7 +24,7 @@ from .notation.reference import tokens_of_musicxml
 from .notation.score import MUSICXML_SUFFIXES, ScoreError
 from .page.documents import Pages, page_numbers
 from .page.staves import NoStaffError, PictureError, map_points
-from .page.systems import Page, crop, find_systems, n_bars_printed, with_boxes
+from .page.systems import Page, System, crop, find_systems, n_bars_printed, with_boxes
 from vitomr.page.words import (
     MISSING,
     Head,
@@ -67,10 +67,10 @@ def _whole(transcriber: "Transcriber", reading: PageReading) -> PageReading:
     return replace(reading, systems=[SystemReading((0, 0, w, h), box, [line])])
 
 # %% ../nbs/05_transcribe.ipynb #9653bbbd
-def _found(transcriber: "Transcriber", reading: PageReading, boxes=None) -> PageReading:
+def _found(transcriber: "Transcriber", reading: PageReading, boxes=None, before: Sequence[System] = ()) -> PageReading:
     "The page with its systems. Raises NoStaffError, PictureError, or ValueError for boxes that are not valid."
     try:
-        page = find_systems(reading.picture)
+        page = find_systems(reading.picture, before)
     except NoStaffError:
         return _whole(transcriber, reading)
     if boxes is not None:
@@ -145,10 +145,10 @@ class Progress:
     line: Transcription | None = None
 
 # %% ../nbs/05_transcribe.ipynb #9152a966
-def _open_page(transcriber: "Transcriber", pages: Pages, n: int, boxes) -> PageReading:
+def _open_page(transcriber: "Transcriber", pages: Pages, n: int, boxes, before: Sequence[System] = ()) -> PageReading:
     "The systems of page n, nothing read yet; one of several pages without music has a fault instead."
     try:
-        return _found(transcriber, PageReading(n + 1, pages[n]), boxes)
+        return _found(transcriber, PageReading(n + 1, pages[n]), boxes, before)
     except (NoStaffError, PictureError) as e:
         if len(pages) == 1:
             raise
@@ -165,6 +165,15 @@ def _unread(page: PageReading) -> PageReading:
     blank = {"tokens": [], "logp": [], "truncated": False, "n_again": 0, "words": None}
     systems = [replace(s, lines=[replace(line, **blank) for line in s.lines]) for s in page.systems]
     return replace(page, systems=systems)
+
+
+def _open_pages(transcriber: "Transcriber", pages: Pages, numbers: Sequence[int], boxes: dict) -> Iterator[PageReading]:
+    "Page after page; the systems of earlier ones help to group the staves of later ones into parts."
+    before: list[System] = []
+    for n in numbers:
+        page = _open_page(transcriber, pages, n, boxes.get(n), before)
+        before += page.found.systems if page.found else []
+        yield page
 
 # %% ../nbs/05_transcribe.ipynb #c3cfbc6e
 def _read(
@@ -217,15 +226,14 @@ class Transcriber(LoadedModel):
             return
         with nullcontext(source) if isinstance(source, Pages) else Pages(source) as opened:
             numbers = page_numbers(pages, len(opened)) if pages is None or isinstance(pages, str) else list(pages)
-            found = (_open_page(self, opened, n, (boxes or {}).get(n)) for n in numbers)
+            found = _open_pages(self, opened, numbers, boxes or {})
             yield from _read(self, opened.name, found, how, words, keep)
 
     def lines(self, source) -> Iterator[tuple[int, Transcription]]:
         "The lines of music of a document with the page of each, from 1, found and not read. Raises as `transcribe`."
         with Pages(source) as opened:
-            for n in range(len(opened)):
-                page = _open_page(self, opened, n, None)
-                yield from ((n + 1, line) for s in page.systems for line in s.lines)
+            for page in _open_pages(self, opened, range(len(opened)), {}):
+                yield from ((page.number, line) for s in page.systems for line in s.lines)
 
     def transcribe(self, source, **options) -> Document:  # as for `read`
         "Read a picture or a document. Raises `PictureError` or `NoStaffError` in one line."
