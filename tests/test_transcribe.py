@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -170,6 +171,15 @@ def test_a_reading_grows_bar_by_bar(transcriber, reading):
     for a, b in zip(first, first[1:], strict=False):
         assert b[: len(a)] == a
     assert len(reading.logp) == len(reading.tokens) and max(reading.logp) <= 0
+
+
+def test_lines_that_are_read_again_keep_their_tokens_apart(transcriber):
+    names = ("schubert-fruehlingstraum-voice", "schumann-rosen-voice")
+    voices = [transcriber.transcribe(ROOT / "examples" / f"{n}.png", keep=True, max_tokens=12) for n in names]
+    systems = [s for voice in voices for s in voice.systems]
+    both = replace(voices[0], pages=[replace(voices[0].pages[0], systems=systems)])
+    again = transcriber.transcribe(both, max_tokens=12)
+    assert [x.tokens for x in again.lines] == [x.tokens for voice in voices for x in voice.lines]
 
 
 def test_a_beam_tells_its_likeliest_beginnings(transcriber):

@@ -138,8 +138,9 @@ class BarSum:
         "Staff → where its longest run ends; without staves that hold only a whole-bar rest."
         longest: dict[str, Fraction] = {}
         for r in self.runs:
-            for staff in r.staves if r.end is not None else ():
-                longest[staff] = max(r.end, longest.get(staff, r.end))
+            if r.end is not None:
+                for staff in r.staves:
+                    longest[staff] = max(r.end, longest.get(staff, r.end))
         return longest
 
 # %% ../../nbs/notation/analysis.ipynb #8a4b1f02

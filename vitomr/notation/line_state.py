@@ -8,6 +8,7 @@ __all__ = ['C', 'P']
 # %% ../../nbs/notation/line_state.ipynb #72c88d0b
 from collections import namedtuple
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
@@ -31,7 +32,8 @@ _GROUPS = {
     "BAR_END": BAR_ENDS, "BAR_START": BAR_STARTS, "DIRECTION": DIRECTIONS,
     **{t.upper().replace("-", "_"): [t] for t in NOTE_MARKS}, "CLEF_OCTAVE": CLEF_OCTAVES, "TIME_SYMBOL": TIME_SYMBOLS,
 }  # fmt: skip
-C = namedtuple("TokenClass", _GROUPS)(*range(len(_GROUPS)))  # C.PITCH is the number of the class of pitches
+# C.PITCH is the number of the class of pitches; numba wants a named tuple, a type checker cannot read its names.
+C: Any = namedtuple("TokenClass", _GROUPS)(*range(len(_GROUPS)))
 _FIRST = np.array([TOKEN_ID[g[0]] for g in _GROUPS.values()])  # id of the first token of a class
 _END = _FIRST + [len(g) for g in _GROUPS.values()]
 _CLASS = np.zeros(len(VOCABULARY), np.int64)  # token id → class
@@ -87,7 +89,8 @@ def _piece(gap: int) -> int:
     return 0
 
 # %% ../../nbs/notation/line_state.ipynb #95056547
-P = namedtuple("Phase", "START ITEM PREFIX KIND NOTE IN_TIME IN_BEATS IN_CLEF DONE LOST")(*range(10))
+_Phase = namedtuple("_Phase", "START ITEM PREFIX KIND NOTE IN_TIME IN_BEATS IN_CLEF DONE LOST")
+P = _Phase(*range(10))
 _MAX_OPEN = 6  # beams, and tuplets, open at once in one voice
 _MAX_TIES = 64  # tie ends in one bar
 _VOICES, _PITCHES = 1 + len(V.VOICE_TOKENS), len(V.PITCH_TOKENS)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import gcd
+from math import lcm
 
 from lmx.linearization import vocabulary as V
 from lmx.linearization.Delinearizer import Delinearizer
@@ -31,7 +31,7 @@ from vitomr.notation.marks import (
     add_note_mark,
     direction_element,
 )
-from .score import as_score, drop_open_lines
+from .score import as_score, drop_open_lines, text_of
 
 # %% ../../nbs/notation/musicxml.ipynb #7bdcef7a
 MARK_COLOUR = "#D55E00"  # of rests added to fill a bar
@@ -91,7 +91,7 @@ def _size_whole_bar_rests(
             length = max(total.lengths.values(), default=total.expected) or length
         duration = ET.Element("duration")
         duration.text = str(length)
-        n.insert(list(n).index(n.find("rest")) + 1, duration)
+        n.insert([e.tag for e in n].index("rest") + 1, duration)
 
 # %% ../../nbs/notation/musicxml.ipynb #5c20e8f4
 def _fill_measure(measure: ET.Element, bar: Fraction | None, adds_up: bool) -> None:
@@ -106,8 +106,8 @@ def _fill_measure(measure: ET.Element, bar: Fraction | None, adds_up: bool) -> N
         last = next((e for e in reversed(measure[:index]) if e.tag == "note"), None)
         voice, staff = (None, None) if last is None else (last.findtext("voice"), last.findtext("staff"))
         if index < len(measure):
-            backup = measure[index].find("duration")
-            backup.text = str(Fraction(backup.text) + expected - end)
+            moved = Fraction(text_of(measure[index], "duration"))
+            measure[index].find("duration").text = str(moved + expected - end)
         measure[index:index] = _filling_rests(expected - end, voice, staff)
     elif longest > expected:
         direction = ET.fromstring(
@@ -124,7 +124,7 @@ def _tidy_attributes(part: ET.Element) -> None:
         if e.tag == "clef":
             n_staves = max(n_staves, int(e.get("number", "1")))
         elif e.tag == "staff":
-            n_staves = max(n_staves, int(e.text))
+            n_staves = max(n_staves, int(e.text or 1))
     for attributes in part.iterfind("measure/attributes"):
         last = {(e.tag, e.get("number", "1") if e.tag == "clef" else ""): e for e in attributes if e.tag != "staves"}
         attributes[:] = list(last.values())
@@ -223,10 +223,10 @@ def _whole_durations(part: ET.Element) -> None:
     durations = [e for e in part.iter("duration") if e.text]
     common = 1
     for e in durations:
-        common = common * Fraction(e.text).denominator // gcd(common, Fraction(e.text).denominator)
+        common = lcm(common, Fraction(e.text or 0).denominator)
     if common > MAX_DIVISIONS:
         for e in durations:
-            e.text = str(max(Fraction(round(Fraction(e.text) * 10080), 10080), Fraction(1, 10080)))
+            e.text = str(max(Fraction(round(Fraction(e.text or 0) * 10080), 10080), Fraction(1, 10080)))
     if durations:
         fractional_durations_to_actual(part)
         return
@@ -272,10 +272,10 @@ def _number_slurs(notes: Sequence[Event], elements: Sequence[ET.Element]) -> Non
         taken[number].append((a, b))
         ends += [(start, True, number)] * (start >= 0) + [(stop, False, number)] * (stop >= 0)
     for i, is_start, number in sorted(ends):
-        notations = elements[i].find("notations")
-        first = [k for k, x in enumerate(notations) if x.tag not in ("tied", "slur")]
+        box = next(elements[i].iterfind("notations"))
+        first = [k for k, x in enumerate(box) if x.tag not in ("tied", "slur")]
         slur = ET.Element("slur", {"type": "start" if is_start else "stop", "number": str(number % 16 + 1)})
-        notations.insert(first[0] if first else len(notations), slur)
+        box.insert(first[0] if first else len(box), slur)
 
 # %% ../../nbs/notation/musicxml.ipynb #c47e90d2
 _CLEFS, _DIRECTIONS = frozenset(V.CLEF_TOKENS), frozenset(DIRECTIONS)

@@ -171,9 +171,11 @@ def _tree_of_part(
     _walk(part, 0, nodes)
     label = np.array([labels.setdefault(label, len(labels)) for label, _ in nodes], np.int32)
     pitch = [-1 if p is None else pitches.setdefault(p, len(pitches)) for _, _, p in labels]
+    left, group = _shape(label, np.array([depth for _, depth in nodes]))
     return PartTree(
         label,
-        *_shape(label, np.array([depth for _, depth in nodes])),
+        left,
+        group,
         tag=np.array([_digest(tag) for tag, _, _ in labels]),
         text=np.array([ord(c) for _, text, _ in labels for c in text], np.int32),
         end=np.cumsum([len(text) for _, text, _ in labels], dtype=np.int32),
