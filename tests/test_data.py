@@ -518,6 +518,12 @@ def test_voices_that_do_not_fit_are_refused(piano, excerpts):
         piano_reduction([copy.deepcopy(excerpts[0])] * 2, np.random.default_rng(0))
     with pytest.raises(ScoreError):
         piano_reduction([copy.deepcopy(piano) for _ in range(4)], np.random.default_rng(0))
+    voices = [copy.deepcopy(excerpts[0]) for _ in range(3)]
+    next(voices[1].iter("duration")).text = None
+    with pytest.raises(ScoreError, match="a duration that is n"):
+        piano_reduction(voices, np.random.default_rng(0))
+    with pytest.raises(ScoreError, match="a duration that is n"):
+        double_values(voices[1])
 
 
 def piano_of(name):

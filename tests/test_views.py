@@ -213,3 +213,4 @@ def test_errors_of_several_parts_are_added_up():
     assert engraved.count("<h3>Part ") == by_token.count("<h3>Part ") == 2 and engraved.count('class="sheet') == 4
     alone = views.compared_html([one], [one])
     assert "<h3>" not in "".join(alone) and "There is nothing to correct" in alone[0]
+    assert views.compared_html([], [])[1:] == ("", "")  # no part on either side

@@ -29,7 +29,7 @@ def _line_of(part: ET.Element, n_divisions: int) -> list[list[ET.Element]]:
             raise ScoreError("a part of several voices")
         bars.append(measure.findall("note"))
         for duration in measure.iterfind("note/duration"):
-            duration.text = str(int(duration.text) * n_divisions // own)
+            duration.text = str(int(duration.text or "") * n_divisions // own)
     return bars
 
 # %% ../../nbs/data/hands.ipynb #a1a47bf1
@@ -74,8 +74,10 @@ def _backup(length: int) -> ET.Element:
 
 def _hand(lines: list[list[ET.Element]], staff: int, with_chords: bool) -> list[list[ET.Element]]:
     "The voices of one staff in one bar: one or two lists of notes."
-    if with_chords and len(lines) == 2 and (chords := _as_chords(*lines, middle=34 if staff == 1 else 22)):
-        lines = [chords]
+    if with_chords and len(lines) == 2:
+        upper, lower = lines
+        chords = _as_chords(upper, lower, middle=34 if staff == 1 else 22)
+        lines = [chords] if chords else lines
     for i, notes in enumerate(lines):
         for note in notes:
             _put(note, "voice", str(4 * staff - 3 + i))
@@ -109,11 +111,12 @@ def piano_reduction(
         lines = [_line_of(v, n_divisions) for v in voices]
     except (ValueError, ZeroDivisionError) as e:
         raise e if isinstance(e, ScoreError) else ScoreError(f"a duration that is not a number ({e})") from e
+    assert heads[0] is not None  # it gave the key
     _open_piano(heads[0], n_divisions)
     for note in (n for v in voices[1:] for n in v.iter("note")):  # words and slurs of the highest voice only
         for box, tag in [(note, "lyric"), *((b, "slur") for b in note.findall("notations"))]:
-            for e in box.findall(tag):
-                box.remove(e)
+            for sign in box.findall(tag):
+                box.remove(sign)
     for measure, *bar in zip(voices[0].iterfind("measure"), *lines, strict=True):
         if len({_length(b) for b in bar}) > 1 or not bar[0]:
             raise ScoreError("voices of different lengths in one bar")
@@ -231,8 +234,8 @@ def other_hand(
         divisions = [int(e.findtext("measure/attributes/divisions", "1")) for e in (part, other)]
         for e, own in zip((part, other), divisions, strict=True):
             _scale_time(e, lcm(*divisions) // own)
-        for measure, theirs in zip(part.iterfind("measure"), other.iterfind("measure"), strict=True):
-            _put_under(measure, theirs)
+        for above, below in zip(part.iterfind("measure"), other.iterfind("measure"), strict=True):
+            _put_under(above, below)
     except ValueError as e:
         raise e if isinstance(e, ScoreError) else ScoreError(f"a number was expected ({e})") from e
     drop_dangling(part)

@@ -25,6 +25,7 @@ from vitomr.data.vary import (
     _scale_time,
     _write_alter,
 )
+from ..notation.score import text_of
 
 # %% ../../nbs/data/tuplets.ipynb #d5622d88
 TUPLETS = {  # is the time compound? → (tuplet, type of its notes) → weight
@@ -260,7 +261,7 @@ def _sounding(old: list[list[ET.Element]], span: int, k: int) -> list[ET.Element
     "The notes that sound in the k-th span of a range; rests if there is nothing else."
     at, found = 0, []
     for notes in old:
-        length = int(notes[0].findtext("duration"))
+        length = int(text_of(notes[0], "duration"))
         if at < (k + 1) * span and at + length > k * span:
             found.append(notes)
         at += length
@@ -278,7 +279,7 @@ def _groups(
 ) -> list[list[list[ET.Element]]]:  # groups of chords
     "The groups that replace a range, with beams, without numbers."
     groups, span = [], int(style.length * divisions)
-    for k in range(sum(int(notes[0].findtext("duration")) for notes in old) // span):
+    for k in range(sum(int(text_of(notes[0], "duration")) for notes in old) // span):
         model = _sounding(old, span, k)
         given, own, signs = _pitches(model)
         values = _values(style, rng) if given else [-1.0] * style.units
@@ -338,7 +339,7 @@ def add_tuplets(
     beats, unit = (time.findtext(t, "") if time is not None else "" for t in ("beats", "beat-type"))
     style = _tuplets(unit in ("8", "16") and beats in ("6", "9", "12"), rng)
     _scale_time(part, 8 * style.units)
-    divisions = int(heads[0].text)
+    divisions = int(heads[0].text or "")
     key, middles = int(part.findtext("measure/attributes/key/fifths", "0")), _middles(part)
     shares: dict[str, float] = {}
     n_groups = n_notes = 0

@@ -10,12 +10,12 @@ __all__ = ['FIFTHS', 'STEPS', 'ACCIDENTALS', 'CLEF_NOTES', 'MAX_LEDGER', 'RARE',
 # %% ../../nbs/data/vary.ipynb #f5942d6d
 import copy
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 
-from ..notation.score import HEADER_TAGS, ScoreError
+from ..notation.score import HEADER_TAGS, ScoreError, text_of
 
 # %% ../../nbs/data/vary.ipynb #9251544f
 FIFTHS, STEPS = "FCGDAEB", "CDEFGAB"
@@ -48,12 +48,13 @@ def _transpose_note(note: ET.Element, fifths: int, steps: int) -> None:
     if pitch is None:
         return
     step, alter, octave = pitch.find("step"), int(pitch.findtext("alter", "0")), pitch.find("octave")
-    name, new = _moved(step.text, alter, fifths)
-    octave.text = str((STEPS.index(step.text) + 7 * int(octave.text) + steps) // 7)
+    old, height = text_of(pitch, "step"), _height(note)
+    name, new = _moved(old, alter, fifths)
+    octave.text = str((height + steps) // 7)
     step.text = name
     _write_alter(pitch, "alter", new, 1)
     if (sign := note.find("accidental")) is not None:
-        if _ALTERS.get(sign.text) != alter:
+        if _ALTERS.get(sign.text or "") != alter:
             raise ScoreError(f"the accidental {sign.text} before a note of alteration {alter}")
         sign.text = ACCIDENTALS[new]
 
@@ -76,11 +77,12 @@ def transpose(
         for note in part.iter("note"):
             _transpose_note(note, fifths, steps)
         for chord in part.iter("harmony"):
-            for e, tag in ((chord.find(tag), tag) for tag in ("root", "bass")):
-                if e is not None:
-                    step, alter = _moved(e.findtext(f"{tag}-step"), int(e.findtext(f"{tag}-alter", "0")), fifths)
-                    e.find(f"{tag}-step").text = step
-                    _write_alter(e, f"{tag}-alter", alter, 1)
+            for tag in ("root", "bass"):
+                for named in chord.findall(tag)[:1]:
+                    old, alter = text_of(named, f"{tag}-step"), int(named.findtext(f"{tag}-alter", "0"))
+                    step, alter = _moved(old, alter, fifths)
+                    named.find(f"{tag}-step").text = step
+                    _write_alter(named, f"{tag}-alter", alter, 1)
     except (ValueError, AttributeError, TypeError) as e:
         raise e if isinstance(e, ScoreError) else ScoreError(f"this part cannot be transposed ({e})") from e
     return part
@@ -92,12 +94,12 @@ MAX_LEDGER = 6
 
 def _height(note: ET.Element) -> int:
     "Steps above C0."
-    return STEPS.index(note.findtext("pitch/step")) + 7 * int(note.findtext("pitch/octave"))
+    return STEPS.index(text_of(note, "pitch/step")) + 7 * int(text_of(note, "pitch/octave"))
 
 
 def _bottom(clef: ET.Element) -> int:
     "Height of the bottom line."
-    reference = CLEF_NOTES.get(clef.findtext("sign"), 32) - 2 * (int(clef.findtext("line", "2")) - 1)
+    reference = CLEF_NOTES.get(clef.findtext("sign", ""), 32) - 2 * (int(clef.findtext("line", "2")) - 1)
     return reference + 7 * int(clef.findtext("clef-octave-change", "0"))
 
 # %% ../../nbs/data/vary.ipynb #96347c49
@@ -206,7 +208,8 @@ NOTE_ORDER = (
     "grace", "chord", "pitch", "rest", "duration", "tie", "instrument", "voice", "type", "dot", "accidental",
     "time-modification", "stem", "notehead", "staff", "beam", "notations", "lyric",
 )  # fmt: skip
-MARKS = {  # mark → its parent inside <notations>, its attributes, its texts
+# Mark → its parent inside <notations>, its attributes, its texts.
+MARKS: dict[str, tuple[str | None, dict[str, str], Sequence[str | None]]] = {
     "fermata": (None, {}, [None]),
     "accent": ("articulations", {}, [None]), "strong-accent": ("articulations", {"type": "up"}, [None]),
     "tenuto": ("articulations", {}, [None]), "staccato": ("articulations", {}, [None]),
@@ -234,7 +237,7 @@ def add_marks(
     for note in part.iter("note"):
         name = names[rng.integers(len(names))]
         box, attributes, texts = MARKS[name]
-        text = texts[rng.integers(len(texts))]
+        text = texts[int(rng.integers(len(texts)))]
         is_free = not any(note.find(t) is not None for t in ("rest", "grace", "chord", "notations"))
         fits = name != "tremolo" or (note.findtext("type") in ("quarter", "half") and note.find("beam") is None)
         if rng.random() < share and is_free and fits:
@@ -340,7 +343,7 @@ def double_values(
         _twice(e)
     try:
         for e in (e for tag in ("duration", "offset") for e in part.iter(tag)):
-            e.text = str(2 * int(e.text))
+            e.text = str(2 * int(e.text or ""))
     except ValueError as e:
         raise ScoreError(f"a duration that is no number ({e})") from e
     for note in part.iter("note"):
@@ -350,14 +353,14 @@ def double_values(
             if note.findtext("type") in _STEMLESS:
                 for stem in note.findall("stem"):
                     note.remove(stem)
-    for e in part.iter("tuplet"):
-        e.attrib.pop("bracket", None)
+    for tuplet in part.iter("tuplet"):
+        tuplet.attrib.pop("bracket", None)
 
 # %% ../../nbs/data/vary.ipynb #bf22949e
 def _scale_time(part: ET.Element, by: int) -> None:
     "Use finer divisions; the music stays the same."
     for e in (e for tag in ("divisions", "duration", "offset") for e in part.iter(tag)):
-        e.text = str(int(e.text) * by)
+        e.text = str(int(e.text or "") * by)
 
 # %% ../../nbs/data/vary.ipynb #6b87bae7
 WHITE = 200  # gray levels from here on count as paper
