@@ -34,6 +34,8 @@ from vitomr.nn.loading import (
     STAFF_SPACE,
     STEM_BLOCKS,
     WIDTH,
+    Number,
+    Whole,
     check_fields,
     check_heads,
     fitted,
@@ -61,7 +63,7 @@ class MaeConfig:
 
     def __post_init__(self):
         "Raises ValueError that names a field that is out of range."
-        ranges = {"stem_blocks": STEM_BLOCKS, "staff_space": STAFF_SPACE}
+        ranges: dict[str, Whole | Number] = {"stem_blocks": STEM_BLOCKS, "staff_space": STAFF_SPACE}
         for side in ("encoder", "decoder"):
             ranges |= {f"d_{side}": WIDTH, f"{side}_layers": LAYERS, f"{side}_heads": HEADS}
         check_fields(self, ranges)
@@ -69,7 +71,7 @@ class MaeConfig:
             check_heads(f"{side}_heads", width, getattr(self, f"{side}_heads"))
 
     @classmethod
-    def from_dict(cls, d: dict) -> "MaeConfig":
+    def from_dict(cls, d: object) -> "MaeConfig":
         "Raises ValueError that names unknown settings, and those out of range."
         known = {f.name for f in fields(cls)}
         if not isinstance(d, dict) or (unknown := set(d) - known):

@@ -78,6 +78,7 @@ def _found(transcriber: "Transcriber", reading: PageReading, boxes=None, before:
     elif _is_one_line(page):
         whole = _whole(transcriber, reading)
         line = whole.systems[0].lines[0]
+        assert line.matrix is not None  # `_whole` gives it
         line.n_staves, line.matrix = page.systems[0].parts[0].n_staves, _by_way_of(page, line.matrix)
         return replace(whole, found=page)
     space, systems = transcriber.model.cfg.staff_space, []
@@ -162,9 +163,10 @@ def _open_page(transcriber: "Transcriber", pages: Pages, n: int, boxes, before: 
 
 def _unread(page: PageReading) -> PageReading:
     "The page with its lines and their encodings, nothing read yet."
-    blank = {"tokens": [], "logp": [], "truncated": False, "n_again": 0, "words": None}
-    systems = [replace(s, lines=[replace(line, **blank) for line in s.lines]) for s in page.systems]
-    return replace(page, systems=systems)
+    def unread(line: Transcription) -> Transcription:  # with lists of its own: they grow as it is read
+        return replace(line, tokens=[], logp=[], truncated=False, n_again=0, words=None)
+
+    return replace(page, systems=[replace(s, lines=[unread(line) for line in s.lines]) for s in page.systems])
 
 
 def _open_pages(transcriber: "Transcriber", pages: Pages, numbers: Sequence[int], boxes: dict) -> Iterator[PageReading]:

@@ -30,7 +30,8 @@ def warp(
     if not isinstance(move, Geometry):  # nothing moved
         return img
     if move.sag.any():
-        return cv2.remap(img, *sources(move, *size), cv2.INTER_LINEAR, borderValue=255)
+        x, y = sources(move, *size)
+        return cv2.remap(img, x, y, cv2.INTER_LINEAR, borderValue=255)
     return cv2.warpPerspective(img, move.matrix, size[::-1], flags=cv2.INTER_LINEAR, borderValue=255)
 
 # %% ../../nbs/data/masked.ipynb #f831bb90
@@ -51,8 +52,7 @@ def pair(
     except ValueError:
         bad = degrade(img, rng, "clean")
         good = normalise(bad.img, space=space, space_in=8.0, tilt=0.0)
-    clean = warp(img, bad.move, bad.img.shape)
-    clean = normalise(clean, space=space, space_in=good.space_in, tilt=good.tilt)
+    clean = normalise(warp(img, bad.move, bad.img.shape), space=space, space_in=good.space_in, tilt=good.tilt)
     shift = np.eye(2, 3)
     shift[:, 2] = np.rint((good.matrix - clean.matrix)[:, 2])  # their crops differ by whole pixels
     size = good.img.shape[::-1]
@@ -154,7 +154,8 @@ class PicturePlan:
 # %% ../../nbs/data/masked.ipynb #5696fade
 def _in_patches(shards: Sequence[Shards], real: Sequence[np.ndarray], how: PicturePlan, space: float):
     "Where the pictures of each source begin, (n + 1,), and rows and columns of each picture, (n, 2) patches."
-    sizes = [np.stack([s.index["height"], s.index["width"]], 1) for s in shards] or [[x.shape for x in real]]
+    drawn = [np.stack([s.index["height"], s.index["width"]], 1) for s in shards]
+    sizes = drawn or [np.array([x.shape for x in real])]  # (n, 2) px each
     cells = np.ceil(np.concatenate(sizes) * space / 8 / PATCH).astype(np.int64)
     return np.cumsum([0, *map(len, sizes)]), np.minimum(cells, (how.rows, how.columns))
 
@@ -193,7 +194,7 @@ class Pictures(Batches):
         if not self.sources:
             return self.real[i]
         if self.real and rng.random() < self.how.real:
-            return self.real[rng.integers(len(self.real))]
+            return self.real[int(rng.integers(len(self.real)))]
         k = int(np.searchsorted(self.starts, i, "right")) - 1
         return self.sources[k][i - int(self.starts[k])].img
 
@@ -206,5 +207,6 @@ class Pictures(Batches):
         pairs = []
         for j, i in enumerate(chosen.tolist()):
             rng = np.random.default_rng([self.plan.seed, step, j])
-            pairs.append(window(pair(self.picture(i, rng), rng, mix, self.space), rng, rows, columns))
+            bad, clean = window(pair(self.picture(i, rng), rng, mix, self.space), rng, rows, columns)
+            pairs.append((bad, clean))
         return masked_batch(pairs, self.how.ratio, np.random.default_rng([self.plan.seed, step, len(chosen)]))

@@ -67,7 +67,7 @@ class Join:
 # %% ../../nbs/page/joins.ipynb #f0a6673d
 def _plumb(img: np.ndarray, ink: float, a: int, b: int) -> np.ndarray:  # uint8 (h, w)
     "Rows shifted so that the most upright line of columns a to b is vertical, which undoes perspective."
-    rows, best = np.arange(len(img))[:, None] - len(img) // 2, (-1.0, None)
+    rows, best = np.arange(len(img))[:, None] - len(img) // 2, (-1.0, 0.0)
     for slope in sorted(np.linspace(-0.12, 0.12, 13), key=abs):
         moved = np.clip(np.arange(a, b) + np.round(slope * rows).astype(int), 0, img.shape[1] - 1)
         whole = (np.take_along_axis(img, moved, 1) < ink).mean(0).max()
@@ -174,7 +174,7 @@ def _evidence(joins: Sequence[Join]) -> np.ndarray:  # (len(joins),)
     return found
 
 # %% ../../nbs/page/joins.ipynb #f50b97c3
-def _layout(evidence: Sequence[float]) -> list[int]:
+def _layout(evidence: np.ndarray) -> list[int]:
     "Staves of each part, one or two, with the largest sum of evidence within parts."
     best: list[tuple[float, list[int]]] = [(0.0, []), (0.0, [1])]  # of so many staves
     for e in evidence:

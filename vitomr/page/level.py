@@ -328,8 +328,8 @@ def _usual(values: Sequence[float], weights: Sequence[float]) -> float:
 
 def _staves(level: Level, curves: Sequence[_Curve], rows: np.ndarray) -> list[Staff]:
     "The staves of a level page, without rows of words: much fainter than most, or faint and of another size."
-    seen = [(_staff(level, c, row), c.strength) for c, row in zip(curves, rows, strict=True)]
-    seen = [(*one, strength) for one, strength in seen if one]
+    tried = [(_staff(level, c, row), c.strength) for c, row in zip(curves, rows, strict=True)]
+    seen = [(*one, strength) for one, strength in tried if one]
     if not seen:
         return []
     table = np.array([[strokes, strength, staff.space] for staff, strokes, strength in seen])

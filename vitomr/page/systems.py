@@ -111,10 +111,10 @@ def _box(ink: np.ndarray, staves: Sequence[Staff], top: int, bottom: int) -> tup
     x0, x1 = round(min(s.x0 for s in staves)), round(max(s.x1 for s in staves))
     first, last = round(staves[0].top), round(staves[-1].bottom) + 1
     a, b = max(0, x0 - 3 * SPACE), min(ink.shape[1], x1 + SPACE)
-    rows = ink[:, a:b].any(1)
+    rows = np.asarray(ink[:, a:b].any(1))
     y0 = first - _grow(rows[max(0, top) : first][::-1], ABOVE * SPACE)
     y1 = last + _grow(rows[last:bottom], BELOW * SPACE)
-    columns = ink[first:last].any(0)
+    columns = np.asarray(ink[first:last].any(0))
     left = _grow(columns[a:x0][::-1], 0.8 * SPACE)
     right = _grow(columns[x1:b], 0.5 * SPACE)
     return x0 - left, y0, x1 + right, y1

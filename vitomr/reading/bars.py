@@ -62,7 +62,7 @@ def read_bars(transcriber: LoadedModel, line: Transcription, n_bars: int, how: D
     model, rules = writer_of(transcriber.model, how.shifts), rules_of(how)
     pixels, mask = (x.to(transcriber.device) for x in pad_pictures([line.picture]))
     again = replace(line, tokens=[], logp=[])
-    limits = BarCount([n_bars], rules and rules.tracker(1, budget=how.max_tokens))
+    limits = BarCount([n_bars], rules.tracker(1, budget=how.max_tokens) if rules else None)
     memory = encode_lines(model, [again], pixels, mask, how.shifts)
     for _ in sample_lines(model, [again], pixels, mask, how, memory, limits):
         pass

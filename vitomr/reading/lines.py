@@ -88,8 +88,9 @@ def recalled(
 # %% ../../nbs/reading/lines.ipynb #9f6c6946
 def encode_lines(model: Writer, lines: list[Transcription], pixels: torch.Tensor, mask: torch.Tensor, n_places: int):
     "Memory of the lines; each is encoded once and keeps its encoding."
-    if all(x.encoding and len(x.encoding.features) == n_places for x in lines):
-        return recalled(model, [x.encoding for x in lines])
+    kept = [x.encoding for x in lines if x.encoding and len(x.encoding.features) == n_places]
+    if len(kept) == len(lines):
+        return recalled(model, kept)
     memory = model.encode(pixels, mask)
     of_place = memory if isinstance(memory, tuple) else (memory,)
     for i, line in enumerate(lines):

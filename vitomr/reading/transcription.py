@@ -59,6 +59,14 @@ MAKERS: dict[str, Callable] = {  # suffix → bytes, from a finished score and w
 class Savable:
     "A reading that can be saved: it has `lmx` and `score`, and `systems` where there may be several."
 
+    @property
+    def lmx(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def score(self) -> ET.Element:
+        raise NotImplementedError
+
     def finished(self, *, marks: bool = False) -> ET.Element:  # <score-partwise>
         "The score as a file holds it (`notation.finish`), with or without the marks of repairs."
         name = Path(getattr(self, "name", ""))  # of a file; an array of pixels has none
@@ -161,8 +169,9 @@ def write_words(
     if all(p.words is None for p in document.pages):
         return
     placed = {(k, i): x.words for k, s in enumerate(systems) for i, x in enumerate(s.lines) if x.words is not None}
-    for k, i in placed if corrected is not None else ():
-        placed[k, i] = move_words(placed[k, i], systems[k].lines[i].tokens, corrected[k][i])
+    if corrected is not None:
+        for k, i in placed:
+            placed[k, i] = move_words(placed[k, i], systems[k].lines[i].tokens, corrected[k][i])
     names = [""] * len(score.findall("part"))
     for k, of_part in enumerate(match_parts([[x.n_staves for x in s.lines] for s in systems])):
         for i, part in enumerate(of_part):
@@ -230,7 +239,8 @@ class Document(LinesTogether):
         if len(self.lines) != 1:
             return self.assembled.score
         score = self.lines[0].score
-        write_words(self, score, notes_of_line(score.find("part"), self.lines[0].tokens))
+        part = next(score.iter("part"))
+        write_words(self, score, notes_of_line(part, self.lines[0].tokens))
         return score
 
     @property
