@@ -27,7 +27,7 @@ app: $(VENV)/.installed-app  ## the app on http://127.0.0.1:7860 (PORT)
 test: $(VENV)/.installed-dev  ## ruff and mypy, then pytest in WORKERS processes (PYTEST="-k repo" adds arguments)
 	$(PY) -m ruff check
 	$(PY) -m mypy
-	$(PY) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
+	$(PY) -m pytest -n $(WORKERS) $(PYTEST)
 
 train: $(VENV)/.installed-train  ## the tiny model from DATA into RUN; goes on where it stopped
 	$(MALLOC) $(VENV)/bin/vitomr train --preset tiny --data $(DATA) --out $(RUN)

@@ -31,12 +31,16 @@ PIANO = """<score-partwise version="4.0"><part-list><score-part id="P1"><part-na
 </part></score-partwise>"""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    "Several workers share out files, so that what a file's tests share is made once; and notebooks one by one."
-    for item in items:
-        if item.path.name != "test_notebooks.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "Several workers share out whole files, so that what a file's tests share is made once; and notebooks one by one."
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if "test_notebooks.py" in nodeid else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
