@@ -107,7 +107,7 @@ READERS = {
 
 # %% ../nbs/01_decoder.ipynb #761ae6c1
 class DecoderBlock(nn.Module):
-    "Self-attention, cross-attention, MLP; normalised before each."
+    "Causal self-attention, cross-attention to the picture, and an MLP, with layer norm before each."
 
     def __init__(self, d: int, heads: int):
         from timm.layers import Mlp  # here: timm imports torchvision, which takes seconds
@@ -182,15 +182,15 @@ class Reader(nn.Module):
         return self.remember(self.see(img, mask), mask)
 
     def remember(self, features: torch.Tensor, mask: torch.Tensor) -> Memory:
-        "Keys and values of the picture for every decoder layer."
+        "Compute keys and values of the picture for every decoder layer."
         return self.recall(self.bridge(features), mask.flatten(1))
 
     def recall(self, features: torch.Tensor, mask: torch.Tensor) -> Memory:  # (B, L, D decoder), bool (B, L)
-        "What is remembered, from the features that a memory holds."
+        "Compute keys and values again from the features of a memory."
         return Memory(features, mask, [b.cross_attention.keys(features) for b in self.blocks])
 
     def take(self, memory: Memory, pictures: torch.Tensor) -> Memory:
-        "What is remembered of these pictures only."
+        "The memory of these pictures only."
         keys = [tuple(x[pictures] for x in layer) for layer in memory.keys]
         return Memory(memory.features[pictures], memory.mask[pictures], keys)
 
@@ -227,7 +227,7 @@ def symbol_loss(
     symbols: torch.Tensor,  # (N, 3) picture, patch, token
     mask: torch.Tensor,  # (B, L) True = a patch of the picture
 ) -> torch.Tensor:
-    "Which symbols each patch holds: summed binary cross-entropy per symbol."
+    "Binary cross-entropy of the symbols of each patch, summed, per symbol."
     logits = logits.float()
     nothing = (F.softplus(logits).sum(-1) * mask).sum()  # as if every patch were empty
     found = logits[symbols[:, 0], symbols[:, 1], symbols[:, 2]].sum()  # softplus(x) - softplus(-x) = x
@@ -261,7 +261,7 @@ def own_embeddings(
     hard: bool = False,  # the heaviest token alone, straight through
     noise: bool = True,  # Gumbel noise: a draw, not the most likely
 ) -> torch.Tensor:  # (B, T, D)
-    "Embeddings of what the reader would write."
+    "Embeddings of the model's own tokens."
     x = without_control(logits)
     if noise:
         x = x - torch.empty_like(x).exponential_().log()
@@ -279,7 +279,7 @@ def mixed_input(
     gold: float,  # probability of a gold token
     **own,  # see `own_embeddings`
 ) -> torch.Tensor:  # (B, T) ids where all are gold, else embeddings (B, T, D)
-    "Gold tokens and the reader's own, mixed. Bengio et al. 2015; Mihaylova and Martins 2019."
+    "Reference tokens mixed with the model's own. Bengio et al. 2015; Mihaylova and Martins 2019."
     if gold >= 1:
         return tokens
     embedded = model.embed(tokens)
@@ -291,7 +291,7 @@ def mixed_input(
 # %% ../nbs/01_decoder.ipynb #203c4c8d
 @dataclass(frozen=True)
 class Losses:
-    "Weights of the three losses, and what the decoder is fed."
+    "Weights of the three losses, and the input of the decoder."
 
     symbols: float = 1.0
     gaze: float = 0.3

@@ -190,7 +190,7 @@ def greedy_ser(
     references: Sequence[Sequence[str]],  # LMX of each
     max_tokens: int = 500,
 ) -> float:
-    "Free-running symbol error rate, micro-averaged."
+    "Free-running symbol error rate of greedy decoding, micro-averaged."
     transcriber = Transcriber(model, device=str(next(model.parameters()).device))
     read = write_pictures(transcriber, pictures, replace(GREEDY, max_tokens=max_tokens), batch_size=8)
     wrong = sum(token_distance(line.tokens, true) for line, true in zip(read, references, strict=True))
@@ -345,13 +345,13 @@ def report(
 
 # %% ../nbs/04_evaluate.ipynb #383c692c
 def kinds_of_error(readings: Iterable[Reading]) -> Counter:  # one of metrics.ERROR_TYPES → how many
-    "What has to be corrected, summed."
+    "Corrections by kind, summed."
     return sum((errors_by_kind(r.pred, r.true) for r in readings), Counter())
 
 
 @dataclass
 class TokenErrors:
-    "What became of one token in an alignment of readings with their truths."
+    "Counts of one token over the alignments of predictions with their references."
 
     n_true: int = 0
     n_missed: int = 0  # left out, or read as another
@@ -430,7 +430,7 @@ def plot_kinds(ax: plt.Axes, readings: Sequence[Reading], colour: str = "#0072B2
 
 
 def plot_tokens(ax: plt.Axes, readings: Sequence[Reading], count: int = 20) -> plt.Axes:
-    "The tokens that are missed or put in most often."
+    "The tokens that are most often missed or inserted."
     worst = sorted(errors_by_token(readings).items(), key=lambda kv: -kv[1].n_missed - kv[1].n_put_in)[:count][::-1]
     ax.barh([t for t, _ in worst], [e.n_missed for _, e in worst], color="#D55E00")
     ax.barh([t for t, _ in worst], [-e.n_put_in for _, e in worst], color="#56B4E9")

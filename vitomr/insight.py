@@ -26,7 +26,7 @@ from .reading.weights import LoadedModel
 # %% ../nbs/insight.ipynb #bb9670e7
 @dataclass
 class Look:
-    "What a model says about tokens that are written already."
+    "Probability and attention of given tokens."
 
     tokens: list[str]
     logp: np.ndarray  # float32 (T + 1,), of each token and of the end after them
@@ -47,7 +47,7 @@ def look(
     shifts: int = USUAL.shifts,  # how often the picture is shown, as in `Decoding`
     encoding: Encoding | None = None,  # of the line, where it is kept
 ) -> Look:
-    "Ask the model about a reading. Raises ValueError for tokens outside the vocabulary."
+    "Score given tokens and get their attention. Raises ValueError for tokens outside the vocabulary."
     ids = torch.tensor([[BOS_ID, *encode(list(tokens)), EOS_ID]], device=transcriber.device)
     writer = writer_of(transcriber.model, shifts)
     if encoding is None or len(encoding.features) < shifts:
@@ -127,7 +127,7 @@ def locate(
     img: np.ndarray,  # uint8 (H, W) in normal form
     tokens: Sequence[str],
 ) -> list[tuple[float, float] | None]:  # x, y px of each token's note; None for tokens of no note
-    "Where in the picture each token was read."
+    "The position of each token in the picture."
     at: list[tuple[float, float] | None] = [None] * len(tokens)
     for s in symbols(look(transcriber, img, tokens)):
         at[s.start : s.end] = [(s.x, s.y)] * (s.end - s.start)
@@ -140,7 +140,7 @@ def bar_spans(
     width: float,  # px of the picture
     lead: float = 12.0,  # px before the first symbol that belong to its bar: 1.5 staff spaces of the packaged reader
 ) -> list[tuple[float, float] | None]:  # x0, x1 px; None for a bar of which nothing was seen
-    "The stretch of the picture that each bar takes."
+    "The horizontal extent of each bar in the picture."
     starts: dict[int, float] = {}
     for bar in range(n_bars):
         xs = [s.x for s in found if s.bar == bar and s.is_first] or [s.x for s in found if s.bar == bar][:1]

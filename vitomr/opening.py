@@ -30,7 +30,7 @@ def small(
 
 
 def drop_html(kinds: str = "PNG, JPEG, WEBP, TIFF, PDF") -> str:
-    "The place where a file is dropped; a script hands the file to the field that uploads it."
+    "The drop zone; a script passes the file to the upload field."
     return (
         '<div class="drop" role="group" aria-label="Choose what to read">'
         '<button type="button" class="choose"><b>Drop a picture or a PDF here</b>'
@@ -103,7 +103,7 @@ def glance(
     pages: Sequence[np.ndarray],  # drawn when it is asked for, as `page.documents.Pages`
     index: int,  # from 0
 ) -> Glance:
-    "Look at one page; whatever is wrong with it is said, never raised."
+    "Examine one page; faults are part of the result and never raised."
     found = Glance(index + 1)
     try:
         img = pages[index]

@@ -269,7 +269,7 @@ class CQTViTModel(nn.Module):
     def generate_actions(
         self, states: Sequence, num_actions_per_state: int, *, temperature: float = 1.0, seed: int | None = None
     ) -> list[list[torch.Tensor]]:
-        "Of each state its actions, float32 (num_devices, T) in [0, 1]; seeded by torch's generator when seed is None."
+        "Sample actions of each state, float32 (num_devices, T) in [0, 1]; without a seed, from torch's generator."
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         return self.rollout(states, num_actions_per_state, Sampling(temperature), seed).actions
 
@@ -282,7 +282,7 @@ class CQTViTModel(nn.Module):
 
     @torch.no_grad()
     def rollout(self, states: Sequence, n: int, how: Sampling, seed: int) -> Rollout:
-        "Draw n actions for each state from one forward pass."
+        "Sample n actions for each state from one forward pass."
         if n < 1:
             raise ValueError(f"{n} actions for each state; expected 1 or more")
         logp = self._distribution(states, how)
@@ -320,7 +320,7 @@ class CQTViTModel(nn.Module):
 
 
 def _drawn(logp: torch.Tensor, uniform: torch.Tensor, how: Sampling) -> torch.Tensor:  # (B, P, V), (B, P, n)
-    "Levels by the inverse of the cumulative distribution, for several actions of a state at once."
+    "Sample levels by the inverse cumulative distribution, several actions of a state at once."
     if how.temperature == 0:
         return logp.argmax(-1, keepdim=True).expand(uniform.shape)
     cdf = logp.double().exp().cumsum(-1)
@@ -328,7 +328,7 @@ def _drawn(logp: torch.Tensor, uniform: torch.Tensor, how: Sampling) -> torch.Te
 
 
 def _scored(logp: torch.Tensor, levels: torch.Tensor, full: bool = False) -> Scored:  # (B, P, V), (B, P, n)
-    "What the policy thinks of n actions of each state; a level that cannot be drawn is left out."
+    "Log-probabilities of n actions of each state; a level that cannot be sampled is left out."
     n = levels.shape[2]
     chosen = rearrange(logp.gather(2, levels), "b p n -> (b n) p")
     mask = chosen > -torch.inf

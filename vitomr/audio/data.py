@@ -139,7 +139,7 @@ class _Recordings:
 
 
 def _found(data: _Recordings, paths: Iterable[Path], missing: str) -> list[bool]:
-    "Keep the files that are there. Raises `AudioError` for the first that is not, unless missing is skip."
+    "Keep the files that exist. Raises `AudioError` for the first missing one, unless missing is skip."
     if missing not in ("error", "skip"):
         raise ValueError(f"missing {missing!r}; choose from error, skip")
     there = []
@@ -305,7 +305,7 @@ def download_audio(
     url: str | None = None,  # another address of the same archive
     progress: Callable[[int, int | None], None] | None = None,  # called with (bytes so far, of how many)
 ) -> Path:  # out/name
-    "Fetch and unpack a dataset; one that is there already is left alone. Raises `DownloadError`."
+    "Download and unpack a dataset, unless it is there already. Raises `DownloadError`."
     if name not in AUDIO_ARCHIVES:
         raise DownloadError(f"{name} is no audio to download; choose from {', '.join(AUDIO_ARCHIVES)}")
     folder, path = Path(out, name), Path(out, f"{name}.archive")

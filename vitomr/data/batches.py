@@ -94,7 +94,7 @@ def _with_bars(
     of_token: np.ndarray,  # (T,) patch of each token, -1 where it has none
     ids: np.ndarray,  # (T,)
 ) -> np.ndarray:  # (T,)
-    "A new bar is looked for where its first symbol stands, so that equal bars in a row are told apart."
+    "The target of a new bar is its first symbol, so that equal bars in a row can be distinguished."
     out, following = of_token.copy(), -1
     for t in range(len(ids) - 1, -1, -1):
         if ids[t] == TOKEN_ID["measure"]:
@@ -135,7 +135,7 @@ def collate(
 # %% ../../nbs/data/batches.ipynb #441ce145
 @dataclass(frozen=True)
 class BatchPlan:
-    "How batches are drawn."
+    "How batches are sampled."
 
     budget: int = 5000  # padded patches + tokens of a batch
     lengths: tuple[tuple[int, float], ...] = ((0, 768),)  # (step, longest excerpt in tokens): a broken line
@@ -149,7 +149,7 @@ def repeats(
     shards: Shards,
     often: Sequence[tuple[str, int]],  # as in `BatchPlan`
 ) -> np.ndarray:  # (n,) 1 or more
-    "How often each excerpt is drawn: as often as that of its tokens which asks for most."
+    "How often each excerpt is sampled: the largest factor among its tokens."
     times = np.ones(len(VOCABULARY), np.int64)
     for pattern, n in often:
         found = [i for i, token in enumerate(VOCABULARY) if re.fullmatch(pattern, token)]
@@ -223,7 +223,7 @@ def loader(
     *,
     workers: int = 1,  # processes that prepare batches; 0: this one
 ) -> torch.utils.data.DataLoader:
-    "Batches from a step on, prepared ahead in other processes."
+    "Batches from a step on, prepared in advance by other processes."
     cv2.setNumThreads(1)  # threads begun here would be missing in a forked process, which then waits for them for ever
     more = {"prefetch_factor": 4, "multiprocessing_context": "fork"} if workers else {}
     return torch.utils.data.DataLoader(

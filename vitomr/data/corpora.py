@@ -69,7 +69,7 @@ def song_split(
     name: str,  # of the file, without folder and suffix
     otherwise: str,  # the split when OLiMPiC does not hold the song back
 ) -> str:
-    "The side of a song: OLiMPiC's for its dev and test songs (lc and their number)."
+    "The split of a song: OLiMPiC's for its dev and test songs (lc and their number)."
     number = name.removeprefix("lc")
     return "dev" if number in OLIMPIC_DEV else "test" if number in OLIMPIC_TEST else otherwise
 
@@ -77,7 +77,7 @@ def song_split(
 def split_of(
     name: str,  # a path inside the corpus
 ) -> str:
-    "OLiMPiC's side of its songs; else that of a folder train, dev or test; else 90 : 5 : 5 by a hash of the name."
+    "OLiMPiC's split of its songs; otherwise a folder train, dev or test; otherwise 90 : 5 : 5 by a hash of the name."
     stem, *folders = PurePosixPath(name).stem, *PurePosixPath(name).parts[:-1]
     h = int(hashlib.sha256(stem.encode()).hexdigest(), 16) % 100
     drawn = "train" if h < 90 else "dev" if h < 95 else "test"
@@ -144,12 +144,12 @@ def _licence(name: str) -> str:
 
 # %% ../../nbs/data/corpora.ipynb #4192fff6
 def cache_folder() -> Path:
-    "Where this user keeps what can be made again."
+    "The folder of files that can be made again, of this user."
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vitomr")
 
 
 def _converted(path: Path) -> ET.Element:
-    "MusicXML of a file that only music21 reads, made once; where it cannot be kept, it is made each time."
+    "MusicXML of a file that only music21 reads, cached if possible."
     import music21
 
     said = hashlib.sha256(music21.__version__.encode() + path.read_bytes()).hexdigest()

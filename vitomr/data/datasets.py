@@ -38,7 +38,7 @@ class DatasetError(ValueError):
 
 
 def nothing() -> None:
-    "What an item gives for what its dataset does not have."
+    "Used for content that a dataset does not have."
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Item:
 
     @property
     def holds(self) -> tuple[str, ...]:
-        "What there is to ask for."
+        "The content that this item has."
         return tuple(k for k in ("picture", "tokens", "musicxml", "positions") if getattr(self, k) is not nothing)
 
 # %% ../../nbs/data/datasets.ipynb #053603d2
@@ -79,7 +79,7 @@ def read_picture(
 def read_tokens(
     path: str | Path,  # an .lmx file: tokens between white space
 ) -> list[str]:
-    "Tokens as they stand, known or not. Raises `DatasetError`."
+    "Tokens of a file, known or unknown. Raises `DatasetError`."
     try:
         with open(path, "rb") as f:
             data = f.read(MAX_LMX_BYTES + 1)
@@ -320,7 +320,7 @@ LAYOUTS: dict[str, Layout] = {
 
 # %% ../../nbs/data/datasets.ipynb #023a2ef5
 def _recognise(path: Path) -> tuple[str, Path]:
-    "Layout of a path, and the folder it has it in. Raises `DatasetError` that lists what was looked for."
+    "The layout of a path and its root folder. Raises `DatasetError`, which lists the known layouts."
     inside = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")] if path.is_dir() else []
     for kind, layout in LAYOUTS.items():
         for root in [path, *inside] if len(inside) == 1 and kind != "scores" else [path]:
@@ -356,7 +356,7 @@ def open_dataset(
 # %% ../../nbs/data/datasets.ipynb #89b1a607
 @dataclass(frozen=True)
 class Known:
-    "A dataset that can be had."
+    "A known dataset."
 
     holds: str
     licence: str
@@ -429,7 +429,7 @@ _FAULTS: dict[str, Callable[[Any, Item], str | None]] = {
 def faults(
     item: Item,
 ) -> list[str]:  # each one line that names the file
-    "All that is wrong with an item."
+    "All faults of an item."
     found = []
     for what in item.holds:
         try:
@@ -609,7 +609,7 @@ def plot_lengths(s: Statistics) -> Figure:
 
 
 def plot_tokens(s: Statistics, count: int = 40) -> Figure:
-    "How often each token comes: all by rank, and the names of the most frequent."
+    "Frequency of each token: all by rank, and the names of the most frequent."
     fig = Figure(figsize=(8, 6), dpi=120, layout="constrained")
     left, right = fig.subplots(1, 2)
     common = s.tokens.most_common()
@@ -623,7 +623,7 @@ def plot_tokens(s: Statistics, count: int = 40) -> Figure:
 
 # %% ../../nbs/data/datasets.ipynb #f16cc03c
 def save_plots(s: Statistics, folder: str | Path) -> list[Path]:
-    "Write the plots that there is something for as PNG, and return their paths."
+    "Write the plots for which there is data as PNG, and return their paths."
     Path(folder).mkdir(parents=True, exist_ok=True)
     plots: dict[str, tuple[Callable[[Statistics], Figure], Sized]] = {
         "sizes": (plot_sizes, s.sizes), "lengths": (plot_lengths, s.bars), "tokens": (plot_tokens, s.tokens)

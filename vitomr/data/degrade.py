@@ -17,7 +17,7 @@ import numpy as np
 
 # %% ../../nbs/data/degrade.ipynb #e0afd0ac
 def _check(img, strength, rng):
-    "Refuse what no effect can take, in one line."
+    "Check the arguments of an effect. Raises ValueError in one line."
     if not isinstance(img, np.ndarray) or img.dtype != np.uint8 or img.ndim != 2 or img.size == 0:
         what = f"{img.dtype} array {img.shape}" if isinstance(img, np.ndarray) else type(img).__name__
         raise ValueError(f"picture is {what}: expected a uint8 array (H, W); vitomr.page.staves.to_gray makes one")
@@ -252,13 +252,13 @@ class Geometry:
         return np.interp(x, np.linspace(0, max(1, self.width - 1), len(self.sag)), self.sag)
 
     def __call__(self, points) -> np.ndarray:  # (N, 2) px → (N, 2) px
-        "Where points of the input lie in the output."
+        "Transform points of the input to the output."
         x, y = np.asarray(points, float).reshape(-1, 2).T
         u, v, w = self.matrix @ np.stack([x, y + self._sag(x), np.ones_like(x)])
         return np.stack([u / w, v / w], 1)
 
     def affine(self, height: int) -> np.ndarray:  # (2, 3)
-        "The matrix that comes nearest, for a picture of that height."
+        "The nearest affine matrix, for a picture of that height."
         x, y = np.meshgrid(np.linspace(0, self.width - 1, 9), np.linspace(0, height - 1, 5))
         points = np.stack([x.ravel(), y.ravel()], 1)
         return np.linalg.lstsq(np.c_[points, np.ones(len(points))], self(points), rcond=None)[0].T
@@ -341,7 +341,7 @@ PRESETS = {
 # %% ../../nbs/data/degrade.ipynb #32c96958
 @dataclass
 class Degraded:
-    "A worn picture, and how its points moved."
+    "A degraded picture, and how its points moved."
     img: np.ndarray     # (H', W') uint8
     matrix: np.ndarray  # (2, 3) input pixel (x, y) to output pixel; the nearest one where the page is bent
     move: Callable      # points (N, 2) px of the input → (N, 2) px of the output, exactly
@@ -352,7 +352,7 @@ def degrade(
     rng: np.random.Generator,       # all chance comes from here
     preset: str | Preset = "scan",  # a name in PRESETS, or a table of your own
 ) -> Degraded:
-    "Draw effects from a preset and apply them in order: print, geometry, light, lens, sensor, file."
+    "Sample effects from a preset and apply them in order: print, geometry, light, lens, sensor, file."
     _check(img, 0, rng)
     if not isinstance(preset, Preset):
         if preset not in PRESETS:

@@ -91,7 +91,7 @@ def _mark(response: http.client.HTTPResponse) -> str:
 
 # %% ../../nbs/data/download.ipynb #9a1a5afd
 def _fetch_once(url: str, part: Path, size: int | None, progress: Callable[[int, int | None], None] | None) -> bool:
-    "Append what comes; True when all of it is there."
+    "Append the data that arrives; True when the file is complete."
     memo = part.with_name(part.name + ".mark")
     have = part.stat().st_size if part.exists() else 0
     with _ask(url, have, memo.read_text() if memo.exists() else "") as response:
@@ -139,7 +139,7 @@ def fetch(
     attempts: int = 4,
     progress: Callable[[int, int | None], None] | None = None,  # called with (bytes so far, of how many)
 ) -> Path:
-    "Download a file, going on where an earlier call or a cut line left it. Raises `DownloadError`."
+    "Download a file; continues an interrupted download. Raises `DownloadError`."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -248,7 +248,7 @@ def download(
     url: str | None = None,  # another address of the same archive
     progress: Callable[[int, int | None], None] | None = None,  # called with (bytes so far, of how many)
 ) -> Path:  # out/name
-    "Fetch, check and unpack a dataset; one that is there already is left alone. Raises `DownloadError`."
+    "Download, check and unpack a dataset, unless it is there already. Raises `DownloadError`."
     if name not in ARCHIVES:
         why = f": {DATASETS[name].home}" if name in DATASETS else ""
         raise DownloadError(f"{name} is no dataset to download{why}; choose from {', '.join(ARCHIVES)}")

@@ -270,7 +270,7 @@ def engrave_with(
     state: dict,  # `header_states` of its first bar
     rng: np.random.Generator,
 ) -> Engraving:  # staff space 8 px, without positions
-    "Engrave an excerpt with another program. Raises `ScoreError` where that drew something else than is written."
+    "Engrave an excerpt with another program. Raises `ScoreError` if the drawing does not match the score."
     part = copy.deepcopy(excerpt)
     if engraver == "lilypond" and part.find("measure/attributes/time") is None and "time" in state:
         show_time(part, state)
@@ -340,7 +340,7 @@ def engrave_page(
     width: float,  # of the music, in staff spaces
     space: float,  # px
 ) -> PageEngraving:
-    "Engrave a page with another program. Raises `ScoreError` where it is not what was written."
+    "Engrave a page with another program. Raises `ScoreError` if the drawing does not match the score."
     for measure in score.iter("measure"):
         for line in measure.findall("barline"):
             measure.remove(line)

@@ -272,7 +272,7 @@ def random_sheet(
     engraver: str = "verovio",
     bracket: str | None = None,  # as for `make_sheet`
 ) -> Sheet:
-    "A clean page drawn at random; the same seed gives the same page."
+    "A random clean page; the same seed gives the same page."
     for turn in range(50):
         rng = np.random.default_rng([seed, turn])
         which = kind or KINDS[rng.integers(len(KINDS))]
@@ -316,7 +316,7 @@ def wear(
     rng: np.random.Generator,
     preset: str = "scan",  # of data.degrade
 ) -> Sheet:
-    "The page as a scan or a photo, and where everything went."
+    "The page as a scan or a photo, and the new positions of everything."
     for _ in range(20):
         worn = degrade(sheet.img, rng, preset)
         if _lines_show(worn.img, worn.move, sheet):

@@ -70,7 +70,7 @@ def rotate(
     cos: torch.Tensor,  # (T, d / 2)
     sin: torch.Tensor,  # (T, d / 2)
 ) -> torch.Tensor:  # (B, heads, T, d)
-    "Turn pairs of features by the angle of their position."
+    "Rotate pairs of features by the angle of their position."
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
@@ -120,7 +120,7 @@ class CrossAttention(nn.Module):
         self,
         memory: torch.Tensor,  # (B, L, D) encoded patches
     ) -> tuple[torch.Tensor, torch.Tensor]:  # keys, values (B, heads, L, d)
-        "What every token will look at."
+        "Keys and values of the picture."
         k, v = rearrange(self.kv(memory), "b l (two h d) -> two b h l d", two=2, h=self.heads)
         if torch.is_grad_enabled():
             return k, v

@@ -23,7 +23,7 @@ LOOK_EVERY = 8  # steps of a GPU between two looks of the host at what has ended
 
 # %% ../../nbs/nn/decoding.ipynb #36ca015f
 class Writer(Protocol):
-    "A model that writes tokens about pictures."
+    "A model that decodes tokens from pictures."
 
     def encode(self, img: torch.Tensor, mask: torch.Tensor): ...  # → memory of B pictures
 
@@ -42,7 +42,7 @@ class Writer(Protocol):
 
 @dataclass
 class Decoded:
-    "What was written, row by row."
+    "Decoded tokens, row by row."
 
     tokens: torch.Tensor  # int64 (R, T), without <bos>; <pad> after <eos>
     logp: torch.Tensor  # float32 (R, T), log-probability of each token; 0 after <eos>
@@ -109,7 +109,7 @@ class Sampler:
 def without_control(
     logits: torch.Tensor,  # (…, V)
 ) -> torch.Tensor:
-    "Logits with `<bos>` and `<pad>` made impossible: nobody writes them."
+    "Logits with `<bos>` and `<pad>` made impossible."
     ids = torch.arange(logits.shape[-1], device=logits.device)
     return logits.float().masked_fill((ids == BOS_ID) | (ids == PAD_ID), -torch.inf)
 
@@ -121,7 +121,7 @@ def entropy_of(
 
 # %% ../../nbs/nn/decoding.ipynb #c1a0de05
 class Session:
-    "Rows being written about pictures, `copies` of them for each picture."
+    "Unfinished rows, `copies` of them for each picture."
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ def _columns(
 
 # %% ../../nbs/nn/decoding.ipynb #ed3aa67e
 class StillSession:
-    "Rows being written in memory that stays where it is, `copies` of them for each picture."
+    "Unfinished rows in static memory, `copies` of them for each picture."
 
     def __init__(
         self, model: Writer, memory, n_pictures: int, *, copies: int, max_tokens: int, every: int, device: torch.device
@@ -266,7 +266,7 @@ class StillSession:
 
 # %% ../../nbs/nn/decoding.ipynb #4803c141
 def still_step(sampler: Sampler, s: StillSession) -> None:
-    "One token for every row; nothing is asked of the device."
+    "One token for every row, without synchronising the device."
     logits, _ = s.model.decode_guided(s.last, s.memory, s.place, s.cache, guided=())  # (R, 1, V)
     logp = sampler.distribution(without_control(logits[:, -1]) / s.temperature, s.legal)  # (R, V)
     at = s.place % len(s.u)
@@ -301,7 +301,7 @@ def _recorded(step: Callable[[], None]) -> Callable[[], None]:
 def _still_columns(
     s: StillSession, sampler: Sampler, max_tokens: int, *, rules, generator, compact: bool, compile: bool
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    "What `stream` yields, from a session in which nothing moves."
+    "What `stream` yields, with static memory."
     s.temperature.fill_(sampler.temperature or 1.0)
     plain = replace(sampler, temperature=1.0 if sampler.temperature else 0.0)
     step: Callable[[], None] = partial(_compiled() if compile else still_step, plain, s)
@@ -350,7 +350,7 @@ def stream(
     still: bool | None = None,  # nothing moves or waits within a step; None: on a GPU
     compile: bool = False,  # the same, its operations fused, and on a GPU recorded
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:  # tokens, log-probabilities, entropies (B·G,)
-    "Write a column at a time; rows that have ended get <pad>, 0 and 0."
+    "Decode one column at a time; finished rows get <pad>, 0 and 0."
     memory = model.encode(img, mask) if memory is None else memory
     options = {"copies": copies, "max_tokens": max_tokens, "device": img.device}
     if cached and (compile or (img.is_cuda if still is None else still)):
@@ -370,7 +370,7 @@ def write(model: Writer, img: torch.Tensor, mask: torch.Tensor, sampler: Sampler
 
 
 def greedy(model: Writer, img: torch.Tensor, mask: torch.Tensor, **options) -> Decoded:
-    "The most likely token at each step; options are those of `stream`."
+    "The most probable token at each step; options are those of `stream`."
     return write(model, img, mask, Sampler(0.0), **options)
 
 # %% ../../nbs/nn/decoding.ipynb #c1a0de07
@@ -413,7 +413,7 @@ def beam_steps(
     rules: Rules | None = None,  # for B·width rows
     cached: bool = True,
 ) -> Generator[tuple[list[int], torch.Tensor], None, list[tuple[list[int], float]]]:  # returns what `beam` does
-    "A beam search; at each step the pictures that are not done, and their likeliest beginnings (B', t)."
+    "A beam search; yields at each step the unfinished pictures and their most probable prefixes (B', t)."
     session = Session(
         model, model.encode(img, mask), len(img), copies=width, max_tokens=max_tokens, device=img.device, cached=cached
     )
@@ -455,7 +455,7 @@ def beam(
 
 # %% ../../nbs/nn/decoding.ipynb #896da7a2
 def _sort_out(session, best, numbers, ranked, beams, tokens, width, alpha, *, last):
-    "Keep what ended among the first `width` candidates; go on with the `width` likeliest that did not."
+    "Keep the finished among the first `width` candidates; continue with the `width` most probable others."
     t = session.written.shape[1]  # tokens of a candidate, <eos> counted
     on = torch.full((len(numbers), width), 0, device=ranked.device)
     token, total = on.clone(), torch.full_like(ranked[:, :width], -torch.inf)
@@ -475,7 +475,7 @@ def _sort_out(session, best, numbers, ranked, beams, tokens, width, alpha, *, la
 
 # %% ../../nbs/nn/decoding.ipynb #692095da
 def _begun(model: Writer, memory, ids: Sequence[int], max_tokens: int, device) -> Session:
-    "One row about one picture in which these tokens are written already."
+    "One row of one picture that begins with these tokens."
     session = Session(model, memory, 1, max_tokens=max(1, len(ids)) + max_tokens, device=device)
     if len(ids):
         session.size = min(len(ids) + 64, session.max_tokens)
@@ -494,7 +494,7 @@ def finish(
     max_tokens: int = 1024,  # in all
     device: torch.device | str = "cpu",
 ) -> tuple[list[int], list[float]]:  # ids without <eos>, log-probabilities with its own
-    "The likeliest token at each step, from there on."
+    "Continue greedily."
     left = max(1, max_tokens - len(begun))
     session = _begun(model, memory, begun, left, device)
     columns = _columns(session, Sampler(0.0), left, rules=None, generator=None, compact=False)
@@ -516,7 +516,7 @@ def likeliest(
     max_tokens: int = 256,
     device: torch.device | str = "cpu",
 ) -> tuple[list[int], list[float]] | None:  # ids, the end among them, and their log-probabilities
-    "The likeliest continuation that is accepted, as far as a beam search sees; None when there is none."
+    "The most probable accepted continuation that a beam search finds; None if there is none."
     session, n = _begun(model, memory, begun, max_tokens, device), len(begun) + 1
     steps, best, most = torch.zeros(1, 0, device=device), None, least  # steps: log-probabilities (width, t)
     for _ in range(max_tokens):
@@ -549,7 +549,7 @@ def moved(
     down: int,
     right: int,  # px, less than a patch
 ) -> tuple[torch.Tensor, torch.Tensor]:  # a row and a column of patches more where something moved
-    "Pictures further down and to the right; white comes in."
+    "Pictures shifted down and to the right, filled with white."
     patch, rows, columns = img.shape[-1] // mask.shape[-1], int(down > 0), int(right > 0)
     img = nn.functional.pad(img, (right, columns * patch - right, down, rows * patch - down), value=255)
     seen = torch.zeros(len(mask), mask.shape[1] + rows, mask.shape[2] + columns, dtype=torch.bool, device=mask.device)
@@ -559,7 +559,7 @@ def moved(
 
 # %% ../../nbs/nn/decoding.ipynb #51649c8d
 class Averaged:
-    "A writer that is shown each picture at several places and writes by the mean of its log-probabilities."
+    "A model that averages its log-probabilities over several shifts of each picture."
 
     def __init__(
         self,

@@ -121,7 +121,7 @@ def softmax(s, bits):
 
 @_jit
 def _attend(q, keys, values, mask, s, bits, out):
-    "What the query q (d,) sees of keys and values (L, d) where mask (L,) is True, into out (d,)."
+    "Attention of the query q (d,) over keys and values (L, d) where mask (L,) is True, into out (d,)."
     scale = np.float32(1) / np.sqrt(np.float32(len(q)))
     for i in range(len(s)):
         a = np.float32(-1e30)
@@ -210,7 +210,7 @@ def decoder_step(x, blocks, norm, head, pictures, mask, past, t, cos, sin):
 
 # %% ../../nbs/nn/kernels.ipynb #695da75b
 class Int8Linear(nn.Module):
-    "A linear layer whose weights are kept in eight bits, a scale for each output."
+    "A linear layer with eight-bit weights and a scale for each output."
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
@@ -227,7 +227,7 @@ class Int8Linear(nn.Module):
 def quantise(
     model: nn.Module,  # changed in place
 ) -> nn.Module:
-    "Keep the weights of every linear layer in eight bits. The model can read from then on, not train."
+    "Store the weights of every linear layer in eight bits. After that the model can read but not train."
     for module in list(model.modules()):
         for name, layer in list(module.named_children()):
             if isinstance(layer, nn.Linear):
@@ -268,7 +268,7 @@ def _angles(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
 def threads(
     n: int,
 ) -> ThreadPoolExecutor:
-    "Workers for parts of a step, made once."
+    "A thread pool for parts of a step, created once."
     return ThreadPoolExecutor(n, thread_name_prefix="decode")
 
 

@@ -18,7 +18,7 @@ torch.backends.cudnn.allow_tf32 = False  # a GPU's convolutions as exact as its 
 
 # %% ../../nbs/nn/vit.ipynb #1d6012d0
 class ResidualConv(nn.Module):
-    "Two 3 x 3 convolutions around which the input goes by; it starts as the identity."
+    "Two 3 x 3 convolutions with a residual connection; starts as the identity."
 
     def __init__(self, d: int):
         super().__init__()

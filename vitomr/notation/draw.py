@@ -28,7 +28,7 @@ from .fonts import FONTS, TEXT_FONTS
 
 # %% ../../nbs/notation/draw.ipynb #a58260d1
 class Unknown(ValueError):
-    "Something that Verovio is not known to write; `engrave.rasterise` then asks resvg."
+    "A shape that Verovio is not known to write; `engrave.rasterise` then uses resvg."
 
 
 MOVE, LINE, CLOSE = np.uint8(Outline.MOVETO), np.uint8(Outline.LINETO), np.uint8(Outline.CLOSEPOLY)
@@ -334,7 +334,7 @@ def collect(
     svg: str,  # as Verovio writes it
     text_font: str = "STIXGeneral",  # one of TEXT_FONTS
 ) -> tuple[list[Layer], float, float]:  # what to paint; height and width, px
-    "All shapes of an SVG of Verovio's. Raises `Unknown` for what it is not known to write."
+    "All shapes of an SVG by Verovio. Raises `Unknown` for other shapes."
     root = ET.fromstring(svg)
     inner, sizes = root.find(f"{_SVG}svg"), (root.get("width", ""), root.get("height", ""))
     if inner is None or inner.get("class") != "definition-scale" or not all(s.endswith("px") for s in sizes):
@@ -356,7 +356,7 @@ def draw(
     svg: str,  # as Verovio writes it
     text_font: str = "STIXGeneral",  # one of TEXT_FONTS
 ) -> np.ndarray:  # uint8 (H, W), white 255
-    "Draw an SVG of Verovio's in gray. Raises `Unknown` for what it is not known to write."
+    "Draw an SVG by Verovio in grey. Raises `Unknown` for other shapes."
     layers, height, width = collect(svg, text_font)
     renderer = RendererAgg(math.ceil(width), math.ceil(height), 72)
     paint(layers, renderer, math.ceil(height))

@@ -101,7 +101,7 @@ def from_verovio(
     staff_space: float = 7.92,  # px; Verovio takes whole percents, so the nearest multiple of 0.18
     options: dict | None = None,  # further Verovio options (spacing, line widths …)
 ) -> dict:  # svg of the first page, n_pages; pages: all SVGs; midi: bytes; times: the time map, and sounds by note
-    "Let Verovio read a score once, in a worker, and make several things of it. Raises `ScoreError` in one line."
+    "Let Verovio read a score once, in a worker, and produce several outputs. Raises `ScoreError` in one line."
     return _verovio(_as_text(score), _options(font, staff_space, options), list(wanted), isinstance(score, str))
 
 

@@ -38,7 +38,7 @@ def symbol_error_rate(
     pred: Sequence,  # tokens or ids
     true: Sequence,  # tokens or ids
 ) -> float:
-    "Token distance over the number of true tokens; 0 is perfect, a long wrong reading passes 1."
+    "Token distance divided by the number of reference tokens; 0 is perfect, a long wrong prediction exceeds 1."
     return token_distance(pred, true) / max(len(true), 1)
 
 # %% ../../nbs/notation/metrics.ipynb #b0c5e917
@@ -445,7 +445,7 @@ def errors_by_kind(
     pred: Sequence,  # tokens or ids
     true: Sequence,  # tokens or ids
 ) -> Counter:  # one of ERROR_TYPES → how many
-    "What has to be corrected in a reading, kind by kind; rests count as notes. Sums over pieces."
+    "What has to be corrected in a prediction, by kind; rests count as notes. Sums over pieces."
     sides = notes_of_bars(pred), notes_of_bars(true)
     keys = [[Counter((n[0], n[2]) for n in notes) for notes, _ in side] for side in sides]
     nothing, found = ([], defaultdict(Counter)), Counter()

@@ -250,7 +250,7 @@ def check_score(
     root: ET.Element,  # <score-partwise>
     name: str = "the score",
 ) -> None:
-    "Refuse what no printed music holds. Raises `ScoreError` in one line that names the limit."
+    "Check a score against the limits. Raises `ScoreError` in one line that names the limit."
     level, depth = [root], 1
     while level := [child for e in level for child in e]:
         depth += 1
@@ -516,7 +516,7 @@ def _elapsed(e: ET.Element) -> int | None:
 def join_gaps(
     part: ET.Element,  # <part>, changed in place
 ) -> None:
-    "Make of hidden rests, `<forward>` and `<backup>` between two notes one move. Raises `ScoreError`."
+    "Join hidden rests, `<forward>` and `<backup>` between two notes into one move. Raises `ScoreError`."
     for measure in part.iterfind("measure"):
         kept, gap = [], 0
         for e in measure:

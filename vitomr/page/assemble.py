@@ -22,7 +22,7 @@ from ..notation.score import text_of
 # %% ../../nbs/page/assemble.ipynb #ebeda0b1
 @dataclass
 class Line:
-    "What was read of one part in one system."
+    "The tokens of one part in one system."
     tokens: Sequence[str]
     n_staves: int = 1
 
@@ -33,7 +33,7 @@ class Line:
 
 @dataclass
 class Place:
-    "Where a bar of the score stands on paper. All numbers are counted from 0."
+    "Page and system of a bar of the score. All numbers start at 0."
     page: int
     system: int  # of all systems of the document
     bar: int  # of its system

@@ -127,7 +127,7 @@ SUFFIXES_READ = (".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".web
 
 
 class Pages(Sequence):
-    "The pages of a picture, a TIFF of several or a PDF, each drawn when it is asked for."
+    "The pages of a picture, a multi-page TIFF or a PDF, each drawn when it is used."
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class Pages(Sequence):
             self._img = open_picture(self._path)  # what cannot be read is said now
 
     def close(self) -> None:
-        "Let go of the picture."
+        "Close the picture."
         self._img = None
 
     def __enter__(self) -> "Pages":
@@ -169,7 +169,7 @@ def page_numbers(
     text: str | None,  # as in 1-3,7; None: all
     n_pages: int,
 ) -> list[int]:  # from 0
-    "The pages that a person asks for. Raises ValueError in one line."
+    "Page numbers from text such as 1-3,7. Raises ValueError in one line."
     if text is None:
         return list(range(n_pages))
     found: list[int] = []

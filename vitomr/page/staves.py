@@ -69,7 +69,7 @@ def _from_pil(img):
 def to_gray(
     img,  # array (H, W), (H, W, 3) RGB or (H, W, 4) RGBA of uint8, uint16, bool or float 0..1; or a PIL image
 ) -> np.ndarray:  # (H, W) uint8, 0 black, 255 white
-    "One gray channel; what is transparent becomes white. Raises ValueError for anything that is no picture."
+    "One grey channel; transparent pixels become white. Raises ValueError for anything that is not a picture."
     if hasattr(img, "convert") and hasattr(img, "mode"):
         img = _from_pil(img)
     if not isinstance(img, np.ndarray):
@@ -237,7 +237,7 @@ def _slope(spec, n, k, space, longest=math.inf):
 
 # %% ../../nbs/page/staves.ipynb #4effea64
 def _levelled(prof, k, slope):
-    "Ink per row (H,): the mean of the strips, each moved so as to undo the slope."
+    "Ink per row (H,): the mean of the strips, each shifted to undo the slope."
     h = prof.shape[1]
     n = cv2.getOptimalDFTSize(h * 3 // 2)
     down = (np.arange(len(prof)) - len(prof) / 2 + 0.5) * k * slope  # (n,) px
@@ -253,7 +253,7 @@ def _long_runs(flat, space):
 
 # %% ../../nbs/page/staves.ipynb #3470e34d
 def _confidence(flat, prof, k, space, slope):
-    "How sure it is that the best five rows of the levelled picture are a staff: 0..1."
+    "Confidence that the best five rows of the levelled picture are a staff, 0..1."
     ink, long = _levelled(prof, k, slope), _levelled(_strips(_long_runs(flat, space))[0], k, slope)
     y, rows, five = np.arange(0, max(1.0, len(ink) - 4 * space))[:, None], np.arange(len(ink)), np.arange(5)
 
@@ -328,7 +328,7 @@ def map_points(
     points,              # (N, 2) x and y, px
     matrix: np.ndarray,  # (2, 3)
 ) -> np.ndarray:  # (N, 2) float
-    "Where points of the input lie in the output."
+    "Transform points of the input to the output."
     points, matrix = np.asarray(points, float), np.asarray(matrix, float)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"points of shape {points.shape}: expected (N, 2)")
@@ -392,7 +392,7 @@ def _crop(img, m, box, margin, max_height):
 # %% ../../nbs/page/staves.ipynb #16cdbf0b
 @dataclass
 class Normalised:
-    "A picture in the normal form, and how it came there."
+    "A picture in the normal form, and its transformation."
     img: np.ndarray     # (H, W) uint8, level, ink 0 on paper 255
     matrix: np.ndarray  # (2, 3) input pixel (x, y) to output pixel
     space_in: float     # px, staff space of the input
@@ -412,7 +412,7 @@ def normalise(
     space_in: float | None = None,  # px, staff space of the input where known
     tilt: float | None = None,      # degrees, tilt of the input where known
 ) -> Normalised:
-    "Bring a picture to the normal form. Raises NoStaffError without staff lines, ValueError for no picture."
+    "Bring a picture to the normal form. Raises NoStaffError without staff lines, ValueError for other input."
     _check_positive(space=space, space_in=space_in, max_height=max_height, margin=margin or None)
     if tilt is not None and not -45 <= tilt <= 45:
         raise ValueError(f"tilt = {tilt}: expected degrees from -45 to 45")

@@ -33,7 +33,7 @@ class WordsError(ValueError):
 
 @dataclass(frozen=True)
 class Word:
-    "Text without white space in it, and where it stands."
+    "Text without white space, and its place."
 
     text: str
     x0: float  # px of the level page
@@ -158,7 +158,7 @@ class LineWords:
 
 @dataclass
 class PageWords:
-    "The words of a page, each where it belongs."
+    "The words of a page, sorted by what they belong to."
 
     title: str = ""
     subtitle: str = ""
