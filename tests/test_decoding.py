@@ -2,6 +2,10 @@
 
 import copy
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +37,7 @@ from vitomr.nn.vit import Encoder
 from vitomr.notation.grammar import Grammar
 from vitomr.notation.lmx import BOS_ID, EOS_ID, PAD_ID, VOCABULARY
 
+ROOT = Path(__file__).resolve().parents[1]
 SAMPLERS = [Sampler(0.0), Sampler(), Sampler(0.7), Sampler(1.3, top_k=5), Sampler(1.0, top_p=0.8), Sampler(2.0, 9, 0.9)]
 
 
@@ -390,3 +395,22 @@ def test_several_looks_and_a_beam_or_a_beginning(reader, pictures):
     begun = plain.ids(2)[:5]
     rest, _ = finish(both, memory, begun, max_tokens=60)
     assert begun + rest == plain.ids(2)
+
+
+def test_a_step_that_was_just_compiled_and_one_from_the_cache_give_the_same_bits(tmp_path):
+    code = """
+import torch
+from vitomr.decoder import READERS, Reader
+torch.manual_seed(0)
+model = Reader(READERS["smoke"]).eval()
+with torch.no_grad():
+    pictures = torch.randint(256, (2, 1, 64, 160), dtype=torch.uint8)
+    memory = model.encode(pictures, torch.ones(2, 4, 10, dtype=torch.bool))
+    cache = model.new_cache(memory, 6, 4)
+    steps = [model.decode(torch.arange(8)[:, None] + 10 + t, memory, t, cache) for t in range(6)]
+print(torch.cat(steps, 1).numpy().tobytes().hex())
+"""
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    fresh, cached = (subprocess.check_output([sys.executable, "-c", code], env=env, cwd=ROOT) for _ in range(2))
+    assert any(tmp_path.rglob("*.nbc")), "nothing was cached"
+    assert len(fresh) > 1000 and fresh == cached

@@ -26,6 +26,7 @@ def _jit(function: Callable) -> Callable:
     "Compile; sums may be reordered, which is what lets them use the whole width of the processor."
     is_inner = function.__name__.startswith("_")  # never called from Python
     options = {"nogil": True, "fastmath": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+    options["forceinline"] = function.__name__ != "decoder_step"  # see below
     try:
         return numba.njit(cache=True, no_cpython_wrapper=is_inner, **options)(function)
     except RuntimeError:  # nowhere to keep it
