@@ -212,7 +212,7 @@ def test_judgements_are_read_and_counted(tmp_path):
     mean, low, high = agreement_interval(agreement(better_a, found), found)
     assert mean == pytest.approx(2 / 3) and low <= mean <= high
     (tmp_path / "bad.csv").write_text(rows + "t\ta\n")
-    with pytest.raises(ValueError, match="line 4: expected truth, A, B"):
+    with pytest.raises(ValueError, match="line 4: expected reference, A, B"):
         read_judgements(tmp_path / "bad.csv")
 
 

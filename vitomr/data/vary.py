@@ -31,6 +31,11 @@ def _moved(step: str, alter: int, fifths: int) -> tuple[str, int]:
         raise ScoreError(f"{step} with alteration {alter} has no name when moved by {fifths} fifths")
     return FIFTHS[at % 7], at // 7
 
+
+def _height(note: ET.Element) -> int:
+    "Steps above C0."
+    return STEPS.index(text_of(note, "pitch/step")) + 7 * int(text_of(note, "pitch/octave"))
+
 # %% ../../nbs/data/vary.ipynb #2c90c456
 def _write_alter(parent: ET.Element, tag: str, alter: int, at: int) -> None:
     "Write an alteration into an element, or remove it if it is 0."
@@ -90,11 +95,6 @@ def transpose(
 # %% ../../nbs/data/vary.ipynb #1a03122f
 CLEF_NOTES = {"G": 32, "C": 28, "F": 24}  # steps above C0 of the note that the clef marks
 MAX_LEDGER = 6
-
-
-def _height(note: ET.Element) -> int:
-    "Steps above C0."
-    return STEPS.index(text_of(note, "pitch/step")) + 7 * int(text_of(note, "pitch/octave"))
 
 
 def _bottom(clef: ET.Element) -> int:
