@@ -8,6 +8,7 @@ __all__ = ['SHEET', 'MAKERS', 'Savable', 'Transcription', 'SystemReading', 'Page
 
 # %% ../../nbs/reading/transcription.ipynb #1635b545
 import xml.etree.ElementTree as ET
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,16 +57,18 @@ MAKERS: dict[str, Callable] = {  # suffix → bytes, from a finished score and w
 }
 
 # %% ../../nbs/reading/transcription.ipynb #067e7013
-class Savable:
-    "A reading that can be saved: it has `lmx` and `score`, and `systems` where there may be several."
+class Savable(ABC):
+    "A transcription that can be saved: it has `lmx` and `score`, and `systems` if there may be several."
 
     @property
+    @abstractmethod
     def lmx(self) -> str:
-        raise NotImplementedError
+        "Its tokens as text."
 
     @property
-    def score(self) -> ET.Element:
-        raise NotImplementedError
+    @abstractmethod
+    def score(self) -> ET.Element:  # <score-partwise>
+        "Its score."
 
     def finished(self, *, marks: bool = False) -> ET.Element:  # <score-partwise>
         "The score as a file holds it (`notation.finish`), with or without the marks of repairs."
