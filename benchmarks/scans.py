@@ -2,8 +2,7 @@
 
     python benchmarks/scans.py --data FOLDER        # NAME.png beside NAME.lmx, each picture one part of one system
 
-Prints SER and TEDn with 95 % intervals, the median system, the worst ones, SER by the first word of the names, and how
-often the bar lines in the picture make as many bars as the reference has.
+Prints SER and TEDn with 95 % intervals, the median system, the worst ones, and SER by the first word of the names.
 """
 
 import argparse
@@ -24,13 +23,12 @@ def main() -> None:
     parser.add_argument("--weights", help="a weights folder; the packaged ones when left out")
     args = parser.parse_args()
     transcriber = Transcriber.from_pretrained(args.weights)
-    rows, by_source, n_counted = [], defaultdict(list), 0
+    rows, by_source = [], defaultdict(list)
     for path in sorted(args.data.rglob("*.png")):
         true = plain(path.with_suffix(".lmx").read_text(encoding="utf-8").split())
         try:
             document = transcriber.transcribe(path, words=False)
             pred = plain(document.tokens)
-            n_counted += [s.n_bars for s in document.systems] == [true.count("measure")]
         except ValueError:  # nothing was read
             pred = []
         tree = tedn(pred, true)
@@ -42,7 +40,6 @@ def main() -> None:
     edits, sizes, costs, golds, _ = zip(*rows)
     print(f"SER {micro_rate(edits, sizes)}, TEDn {micro_rate(costs, golds)}")
     print(f"median system {np.median([e / n for e, n, *_ in rows]):.1%}")
-    print(f"bar lines counted right in {n_counted} of {len(rows)} pictures")
     for name, own in by_source.items():
         print(f"{name}: SER {sum(r[0] for r in own) / sum(r[1] for r in own):.1%} of {len(own)}")
     for e, n, *_, name in sorted(rows, key=lambda r: -r[0] / r[1])[:10]:
