@@ -1,6 +1,7 @@
 """The checkout agrees with itself: library and notebooks, settings and requirements, README and Space."""
 
 import ast
+import base64
 import difflib
 import json
 import os
@@ -203,6 +204,22 @@ def test_the_chapter_on_practice_is_read_in_a_quarter_of_an_hour():
     assert sum("|---|" in t for t in text["markdown"]) == 1
     heads = re.findall(r"^## (.+)$", "\n".join(text["markdown"]), re.M)
     assert heads[:3] == ["Result", "A step by hand", "A toy policy"] and heads.index("Music: settings") > 2
+
+
+NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not p.name.startswith("."))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(NBS).as_posix())
+def test_notebook_is_easy_to_read_and_light(path):
+    "At most three exported cells without prose or a demonstration between them, and figures of at most 100 kB."
+    cells, row = json.loads(path.read_text(encoding="utf-8"))["cells"], 0
+    for cell in cells:
+        text = "".join(cell["source"])
+        row = row + 1 if cell["cell_type"] == "code" and text.startswith("#| export") else 0
+        assert row <= 3, f"four exported cells in a row; say before {text.splitlines()[1][:60]!r} what they are for"
+        for png in (o["data"]["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})):
+            size = len(base64.b64decode("".join(png)))
+            assert size <= 100_000, f"a figure of {size // 1000} kB; vitomr.figures.light_figures makes it smaller"
 
 
 def test_no_large_files():

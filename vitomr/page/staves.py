@@ -23,7 +23,6 @@ from ..sandbox import one_line, sandboxed, short_name
 class NoStaffError(ValueError):
     "No staff lines were found in the picture."
 
-# %% ../../nbs/page/staves.ipynb #63a95394
 MIN_SIDE, MAX_SIDE = 16, 30_000  # px
 MAX_PIXELS = 60_000_000
 
