@@ -579,6 +579,11 @@ def test_what_the_masked_autoencoder_sees(visit):
     before = page.get_attribute(shown, "src")
     page.locator("#mask-seed input").fill("7")
     page.wait_for_function(f"before => document.querySelector('{shown}').src !== before", arg=before)
+    before = page.get_attribute(shown, "src")
+    page.locator("#ratio input[type=range]").focus()
+    page.keyboard.press("ArrowLeft")  # by keyboard alone
+    page.wait_for_function(f"before => document.querySelector('{shown}').src !== before", arg=before)
+    assert page.locator("#ratio input[type=number]").input_value() == "0.7"
     sizes = page.locator("#imagined img").evaluate_all("all => all.map(e => [e.naturalWidth, e.naturalHeight])")
     assert sizes[0] == sizes[1] == sizes[2] and sizes[0][0] > 100
 
@@ -651,6 +656,51 @@ def test_pages_are_chosen_before_they_are_read(visit, sheet_of_two, tmp_path):
     page.click("#go")
     visit.wait("#status p.done")
     assert "2 systems, 8 bars" in page.inner_text("#status")
+
+
+def test_a_bar_of_the_second_page_is_followed_and_zoomed(visit, sheet_of_two, tmp_path):
+    "The row of a chosen bar comes into the window, on page 2, too; zoom makes rows wider and the window no wider."
+    page, pdf = visit.page, tmp_path / "two pages.pdf"
+    sheet = Image.open(sheet_of_two)
+    sheet.save(pdf, resolution=200, save_all=True, append_images=[sheet])
+    page.set_input_files("#picture input[type=file]", pdf)
+    page.wait_for_selector("#file .thumbs label:nth-child(2) img")
+    page.click("#go")
+    visit.wait("#status p.done")
+    assert "4 systems, 16 bars" in page.inner_text("#status")
+    seen = "e => { const b = e.getBoundingClientRect(); return b.top >= 0 && b.bottom <= innerHeight + 1 }"
+    row = page.locator("#score section.system", has=page.locator("polygon.bar[data-bar='13']"))
+    page.evaluate("scrollTo(0, 0)")
+    assert row.count() == 1 and not row.locator(".paper").evaluate(seen)
+    page.locator("#original polygon.bar[data-bar='13']").evaluate(
+        "e => e.dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    )
+    page.wait_for_function("document.querySelectorAll('#score .lit[data-bar=\"13\"]').length === 2")
+    assert row.locator(".paper").evaluate(seen)  # the picture of the row, on the second page
+    paper = row.locator(".paper > *").first
+    width = paper.bounding_box()["width"]
+    page.locator("#bench .zoom button[data-by='1']").click()
+    assert "125 %" in page.inner_text("#bench .zoom output")
+    assert paper.bounding_box()["width"] == pytest.approx(1.25 * width, rel=0.02)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.locator("#bench .zoom button[data-by='-1']").click()
+    assert paper.bounding_box()["width"] == pytest.approx(width, rel=0.02)
+
+
+def test_a_picture_is_pasted(visit):
+    data = base64.b64encode((EXAMPLES / "schubert-fruehlingstraum-voice.png").read_bytes()).decode()
+    visit.page.evaluate(
+        """async (data) => {
+            const picture = await (await fetch("data:image/png;base64," + data)).blob()
+            const board = new DataTransfer()
+            board.items.add(new File([picture], "pasted.png", {type: "image/png"}))
+            document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData: board, bubbles: true}))
+        }""",
+        data,
+    )
+    visit.wait("#status p.done")
+    assert visit.page.inner_text("#status .status").startswith("4 bars")
+    assert "pasted.png" in visit.page.inner_text("#file")
 
 
 def test_a_photo_from_the_camera_is_read(visit):
