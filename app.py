@@ -58,7 +58,7 @@ from vitomr.serving import (  # noqa: E402
     trim,
     uploaded,
 )
-from vitomr.transcribe import TRUTH_SUFFIXES, Progress, Transcriber, read_truth_of_parts  # noqa: E402
+from vitomr.transcribe import REFERENCE_SUFFIXES, Progress, Transcriber, read_references_of_parts  # noqa: E402
 from vitomr.views import Sheet, hint_html, status_html  # noqa: E402
 
 MAX_TOKENS = int(os.environ.get("VITOMR_MAX_TOKENS") or 1024)
@@ -384,8 +384,8 @@ def pick(asked: str | None) -> list:
     name = str(asked or "").split("#")[0]  # behind it stands what makes a second click another text
     if name not in EXAMPLES:
         return [gr.skip()] * 4
-    picture, truth = (str(HERE / "examples" / (name + end)) for end in (".png", ".musicxml"))
-    return [picture, truth, opening.file_html(EXAMPLES[name], 1), ""]
+    picture, reference = (str(HERE / "examples" / (name + end)) for end in (".png", ".musicxml"))
+    return [picture, reference, opening.file_html(EXAMPLES[name], 1), ""]
 
 
 def texts_of(sheet: Sheet) -> str:
@@ -552,7 +552,7 @@ def imagine(key: str | None, ratio: float, seed: float) -> str:
 
 NO_TRUTH = hint_html(
     "idle",
-    f"To see what a reading would earn, read a picture and give the right score as {', '.join(TRUTH_SUFFIXES)}. "
+    f"To see what a reading would earn, read a picture and give the right score as {', '.join(REFERENCE_SUFFIXES)}. "
     "The examples bring theirs.",
 )
 
@@ -573,16 +573,16 @@ def rescore(measured: dict | None, preset: str, *weights: float) -> list:
     return [views.reward_html(group[measured["at"]]), shown]
 
 
-def measure(key: str | None, truth: dict | None, preset: str, *weights: float) -> Iterator[tuple]:
-    "Measure readings against the truth under every preset, so that a change of preset or weights is at once."
+def measure(key: str | None, reference: dict | None, preset: str, *weights: float) -> Iterator[tuple]:
+    "Measure readings against the reference under every preset, so that a change of preset or weights is at once."
     taken = shelf.get(key)
-    if not taken or not truth:
+    if not taken or not reference:
         yield None, NO_TRUTH, "", "", "", ""
         return
     yield None, hint_html("busy", "Measuring."), "", "", "", ""
     try:
-        path = uploaded(truth)
-        true, group = read_truth_of_parts(path), [s.parts for s in taken["sheets"]]
+        path = uploaded(reference)
+        true, group = read_references_of_parts(path), [s.parts for s in taken["sheets"]]
         of = {name: [reward_of_score(parts, true, name, terms=TERMS) for parts in group] for name in PRESETS}
         measured = {"of": of, "at": taken["at"]}
         yield measured, *rescore(measured, preset, *weights), *views.compared_html(group[taken["at"]], true)
@@ -701,7 +701,9 @@ def html_part(name: str, value: str = "", **more) -> gr.HTML:
 
 with gr.Blocks(title="vitomr: printed music to MusicXML", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
     gr.HTML(MAST, apply_default_css=False)
-    truth = gr.File(label="The reference score", height=130, scale=2, min_width=280, elem_id="truth", render=False)
+    reference = gr.File(
+        label="The reference score", height=130, scale=2, min_width=280, elem_id="reference", render=False
+    )
     taken, measured = gr.State(), gr.State()  # key of the readings on the shelf; preset → their breakdowns
     boxes, example, command, width = (wire(name) for name in ("boxes", "example", "command", "width"))
     with gr.Tabs():
@@ -774,21 +776,21 @@ with gr.Blocks(title="vitomr: printed music to MusicXML", analytics_enabled=Fals
         with gr.Tab("Reward"):
             gr.Markdown("What this reading would earn in training by reinforcement, term by term.")
             with gr.Row():
-                truth.render()
-                with gr.Column(scale=3, min_width=280, elem_classes="with-truth"):
+                reference.render()
+                with gr.Column(scale=3, min_width=280, elem_classes="with-reference"):
                     preset = gr.Radio(list(PRESETS), value="vitomr", label="Preset", elem_id="preset")
             with gr.Row():
                 with gr.Column(scale=3, min_width=320):
                     earned = gr.HTML(NO_TRUTH, label="Reward", apply_default_css=False, elem_id="earned")
-                with gr.Column(scale=1, min_width=220, elem_classes="with-truth"):
+                with gr.Column(scale=1, min_width=220, elem_classes="with-reference"):
                     errors = html_part("errors")
             group = html_part("group")
-            with gr.Accordion("Weights", elem_classes="with-truth"), gr.Row(elem_id="weights"):
+            with gr.Accordion("Weights", elem_classes="with-reference"), gr.Row(elem_id="weights"):
                 weights = [
                     gr.Slider(label=term, buttons=[], min_width=140, elem_id=f"weight-{term}", **field)
                     for term, field in zip(TERMS, fields_of("vitomr"), strict=True)
                 ]
-            with gr.Column(elem_classes="with-truth"):
+            with gr.Column(elem_classes="with-reference"):
                 diff = gr.HTML(label="Differences, engraved", apply_default_css=False, elem_id="diff")
                 with gr.Accordion("Differences, token by token", open=False):
                     token_diff = gr.HTML(label="Differences, token by token", elem_id="token-diff")
@@ -843,13 +845,13 @@ with gr.Blocks(title="vitomr: printed music to MusicXML", analytics_enabled=Fals
     # first goes what belonged to the picture before: the page asks for the effects of one event one after the other
     picture.upload(
         lambda: [*outputs_of(busy_html("Opening the file.")), None, "", *nothing],
-        outputs=[*outputs, truth, boxes, *compared], **quick,
+        outputs=[*outputs, reference, boxes, *compared], **quick,
     )  # fmt: skip
     arrived = picture.upload(arrive, picture, [file, pages], **quick, **as_is)
     looking = arrived.then(look_over, picture, file, concurrency_id="look", concurrency_limit=2, **shown, **as_is)
     picked = example.change(
         lambda asked: [*outputs_of(busy_html("Opening the example.")), "", *nothing, *pick(asked)], example,
-        [*outputs, boxes, *compared, picture, truth, file, pages], **quick,
+        [*outputs, boxes, *compared, picture, reference, file, pages], **quick,
     )  # fmt: skip
     reading = [
         arrived.then(**read | {"fn": begin}, **private),
@@ -864,7 +866,7 @@ with gr.Blocks(title="vitomr: printed music to MusicXML", analytics_enabled=Fals
     stop.click(lambda: [status_html("idle", "Stopped."), *KEPT], outputs=outputs, cancels=reading, **quick)
     over.click(
         lambda: [*outputs_of(IDLE), None, None, "", "", False, *nothing, *reveal(None)],
-        outputs=[*outputs, picture, truth, file, pages, anyway, *compared, *belongings],
+        outputs=[*outputs, picture, reference, file, pages, anyway, *compared, *belongings],
         cancels=reading + [looking], **quick,
     )  # fmt: skip
 
@@ -887,8 +889,8 @@ with gr.Blocks(title="vitomr: printed music to MusicXML", analytics_enabled=Fals
 
     scoring = {"show_progress": "hidden", "trigger_mode": "always_last", **private}
     whole = [*reading, chosen, *rewritten]
-    for event in (*(r.then for r in (*whole, written)), truth.upload, truth.clear):
-        event(measure, [taken, truth, preset, *weights], compared, **scoring, **as_is)  # any number is a weight
+    for event in (*(r.then for r in (*whole, written)), reference.upload, reference.clear):
+        event(measure, [taken, reference, preset, *weights], compared, **scoring, **as_is)  # any number is a weight
     for event in (*whole, written):
         event.then(reveal, taken, belongings, **shown)
         if seer():

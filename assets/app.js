@@ -69,7 +69,7 @@
     });
   }
   document.addEventListener("drop", (event) => {
-    if (!hasFiles(event) || event.target.closest("#truth")) return;
+    if (!hasFiles(event) || event.target.closest("#reference")) return;
     event.preventDefault();
     hand(event.dataTransfer.files);
   });

@@ -5,7 +5,8 @@
 GRPO makes likelier what is better among the readings that are drawn. So for each excerpt --draws readings are drawn
 at --temperature, and beside the greedy one these are looked at, by TEDn:
 `a draw` the mean over all of them; `likeliest` the one of the highest probability, greedy included; `consensus` the
-one that is nearest to all the others, which needs no truth (minimum Bayes risk); `best` the one nearest to the truth.
+one that is nearest to all the others, which needs no reference (minimum Bayes risk); `best` the one that is nearest to
+the reference.
 Where `consensus` is below `greedy`, the reader draws what is right more often than anything else and does not say it:
 practice can teach it to. Where only `best` is, it cannot tell which is right, and has to learn to see.
 Readings are kept in --work; stopped and called again it goes on.
@@ -31,13 +32,13 @@ TOGETHER = 2  # pictures
 
 
 def drawn(policy: ReaderPolicy, pictures: list[Picture], args, kept: Path) -> list[dict]:
-    "Truth, readings (the greedy one last) and their log-probabilities of each picture."
+    "Reference, readings (the greedy one last) and their log-probabilities of each picture."
     lines = kept.read_text().splitlines(keepends=True) if kept.exists() else []
     done = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may have been cut off
     done = done[: len(done) // TOGETHER * TOGETHER]  # what is drawn together has one seed
     kept.write_text("".join(json.dumps(line) + "\n" for line in done))
     order = sorted(range(len(pictures)), key=lambda i: len(pictures[i].ids))  # alike in length together
-    if [line["truth"] for line in done] != [" ".join(decode(pictures[i].ids)) for i in order[: len(done)]]:
+    if [line["reference"] for line in done] != [" ".join(decode(pictures[i].ids)) for i in order[: len(done)]]:
         raise SystemExit(f"{kept} holds readings of other excerpts; delete it or use another --work")
     for at in range(len(done), len(order), TOGETHER):
         now = [pictures[i] for i in order[at : at + TOGETHER]]
@@ -48,16 +49,16 @@ def drawn(policy: ReaderPolicy, pictures: list[Picture], args, kept: Path) -> li
             logp = policy.score(now, actions, Sampling()).logp.sum(1).reshape(len(now), -1).tolist()
         for picture, group, p in zip(now, actions, logp, strict=True):
             read = [" ".join(decode([t for t in row if t != EOS_ID])) for row in group]
-            done.append({"name": picture.name, "truth": " ".join(decode(picture.ids)), "read": read, "logp": p})
+            done.append({"name": picture.name, "reference": " ".join(decode(picture.ids)), "read": read, "logp": p})
         with kept.open("a") as f:
             f.writelines(json.dumps(line) + "\n" for line in done[at:])
     return done
 
 
 def costs(line: dict) -> dict[str, tuple[float, int]]:
-    "TEDn edits of each kind of reading, and the size of the truth."
-    truth, *read = (text.split() for text in (line["truth"], *line["read"]))
-    counts = [tedn_counts(tokens, truth) for tokens in read]
+    "TEDn edits of each kind of reading, and the size of the reference."
+    reference, *read = (text.split() for text in (line["reference"], *line["read"]))
+    counts = [tedn_counts(tokens, reference) for tokens in read]
     (*own, greedy), size = [edits for edits, _ in counts], counts[0][1]
     return {
         "greedy": (greedy, size),

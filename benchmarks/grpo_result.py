@@ -4,9 +4,9 @@
 
 Arms, for each seed: `vitomr` and `notes` (rewards of preset `tiny`), then `supervised`, which goes on with teacher
 forcing for as many CPU seconds as the `vitomr` arm of its seed took. With --control-data it goes on with those
-excerpts, such as it was taught with before, and an arm `taught` is told the whole truth of --data.
-An arm `consensus` practises under `vitomr` without any truth: readings are marked against that of their group which is
-nearest to all the others.
+excerpts, such as it was taught with before, and an arm `taught` is told the whole reference of --data.
+An arm `consensus` practises under `vitomr` without any reference: samples are scored against that of their group which
+is nearest to all the others.
 Each arm is evaluated on the same dev excerpts, free-running and greedy, and written to --out as soon as it is done.
 Killed and started again it goes on, inside an arm too.
 With --hard 1500 that many excerpts are read first, greedily, and practice keeps those read with some errors and not

@@ -85,10 +85,10 @@ def main() -> None:
             worn = [wear(s, np.random.default_rng(i), preset) for i, s in enumerate(sheets)]
             pages = [(w.img, [s.outline for s in w.systems], w.space, w.staves_of_parts) for w in worn]
             report(f"{engraver}, {preset}", pages)
-    truth = json.loads((args.scan / "systems.json").read_text())
-    boxes = truth["boxes_xyxy"].values()
+    reference = json.loads((args.scan / "systems.json").read_text())
+    boxes = reference["boxes_xyxy"].values()
     outlines = [np.array([[a, b], [c, b], [c, d], [a, d]], float) for a, b, c, d in boxes]
-    scan = args.scan / truth["image"]
+    scan = args.scan / reference["image"]
     report(scan.name, [(open_picture(scan), outlines, None, (2,))])
     if args.read:
         from vitomr.transcribe import Transcriber

@@ -20,10 +20,10 @@ and for the rest of the recipe, one thing changed at a time, from fresh weights 
     patch 8, patch 32                 px, where the recipe has 16; a batch holds as many patches and tokens as ever
 
 At even intervals the averaged weights read the same dev excerpts, greedily and freely; a reading ends at half as many
-tokens again as the longest truth may have. Every point goes into the JSON file that nbs/00_mae.ipynb draws. Arms run
-one after the other, all of the first seed before the second. It may be stopped at any time: called again with the same
-settings, it goes on where it stood, and arms whose run folders are gone keep their points. Without --data it prints
-what was measured and trains nothing.
+tokens again as the longest reference may have. Every point goes into the JSON file that nbs/00_mae.ipynb draws. Arms
+run one after the other, all of the first seed before the second. It may be stopped at any time: called again with the
+same settings, it goes on where it stood, and arms whose run folders are gone keep their points. Without --data it
+prints what was measured and trains nothing.
 """
 
 import argparse

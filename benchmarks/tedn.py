@@ -96,7 +96,7 @@ def timed(function, runs: int = 1) -> tuple[float, int]:
 
 
 def one_pair(pred: list[str], gold: list[str]) -> tuple[list[float], int, int, int]:
-    "Seconds of the four routes, the distance, by how much apted is off, and the nodes of the truth."
+    "Seconds of the four routes, the distance, by how much apted is off, and the nodes of the reference."
     pitches: dict = {}
     b = flattened(settled(part_of(gold)), pitches)
     a = flattened(settled(part_of(pred)), pitches)

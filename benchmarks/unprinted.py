@@ -4,10 +4,10 @@
     python benchmarks/unprinted.py --data data/dev2 --source openscore-lieder.zip --work runs/unprinted \
         --out runs/unprinted.json
 
-Excerpts are told apart by their truth: with hidden objects (`print-object:no`: rests that fill up a voice and are not
-printed), with tuplets whose numbers are printed or not (looked up in --source, where the excerpts were cut), and all
-others. Errors are counted as they are, and with `join_gaps`: a hidden rest, `<forward>` and `<backup>` look alike, so
-between two notes of reading and truth they are made one move. Readings are kept in --work.
+Excerpts are told apart by their reference: with hidden objects (`print-object:no`: rests that fill up a voice and are
+not printed), with tuplets whose numbers are printed or not (looked up in --source, where the excerpts were cut), and
+all others. Errors are counted as they are, and with `join_gaps`: a hidden rest, `<forward>` and `<backup>` look
+alike, so between two notes of reading and reference they are made one move. Readings are kept in --work.
 """
 
 import argparse
@@ -55,7 +55,7 @@ class Numbers:
         except ScoreError as e:
             raise SystemExit(f"--source {source}: {e}") from None
 
-    def are_printed(self, song: str, start: int, n_measures: int, truth: list[str]) -> bool:
+    def are_printed(self, song: str, start: int, n_measures: int, reference: list[str]) -> bool:
         if song not in self.songs:
             raise SystemExit(f"--source has no song {song}; expected the corpus that --data was cut from")
         if song not in self.parts:
@@ -64,7 +64,7 @@ class Numbers:
         for part, states in self.parts[song]:
             try:
                 cut = cut_excerpt(part, start, n_measures, states=states)
-                if list(linearise(cut).tokens) == truth:
+                if list(linearise(cut).tokens) == reference:
                     break
             except (ScoreError, IndexError):
                 continue
@@ -74,14 +74,14 @@ class Numbers:
         return bool(said) and all(said)
 
 
-def group_of(picture, truth: list[str], numbers: Numbers) -> str:
-    hidden, tuplets = "print-object:no" in truth, any("in" in t and t[0].isdigit() for t in truth)
+def group_of(picture, reference: list[str], numbers: Numbers) -> str:
+    hidden, tuplets = "print-object:no" in reference, any("in" in t and t[0].isdigit() for t in reference)
     if hidden:
         return GROUPS[4 if tuplets else 1]
     if not tuplets:
         return GROUPS[0]
     song, _, place = picture.name.rpartition(":")
-    return GROUPS[2 if numbers.are_printed(song, *map(int, place.split("+")), truth) else 3]
+    return GROUPS[2 if numbers.are_printed(song, *map(int, place.split("+")), reference) else 3]
 
 
 def main() -> None:
@@ -105,8 +105,8 @@ def main() -> None:
     with ProcessPoolExecutor(args.threads) as pool:
         counts = list(pool.map(both_counts, pairs, chunksize=8))
     rows = defaultdict(list)
-    for picture, (_, truth), both in zip(pictures, pairs, counts, strict=True):
-        for name in (group_of(picture, truth, numbers), "all"):
+    for picture, (_, reference), both in zip(pictures, pairs, counts, strict=True):
+        for name in (group_of(picture, reference, numbers), "all"):
             rows[name].append(both)
     edits = [sum(both[k][0] for both in counts) for k in (0, 1)]
     found = {}

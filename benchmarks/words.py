@@ -173,11 +173,11 @@ def count_lyrics(true: ET.Element, read: ET.Element | None, tally: Tally) -> lis
     verses = sorted({v for _, lyrics in a for v in lyrics})
     rank = {v: i for i, v in enumerate(verses, 1)}  # verses 1, 3 are printed as the first and second row
     for v in verses:
-        truth, got = lyric_text(a, v), lyric_text(b, rank[v])
-        wrong = min(len(truth), Levenshtein.distance(truth, got))
-        tally.chars, tally.errors = tally.chars + len(truth), tally.errors + wrong
+        reference, got = lyric_text(a, v), lyric_text(b, rank[v])
+        wrong = min(len(reference), Levenshtein.distance(reference, got))
+        tally.chars, tally.errors = tally.chars + len(reference), tally.errors + wrong
         if wrong:
-            said.append(f"verse {v}: {wrong} of {len(truth)}\n      {truth}\n      {got}")
+            said.append(f"verse {v}: {wrong} of {len(reference)}\n      {reference}\n      {got}")
         for i, (_, lyrics) in enumerate(a):
             if v in lyrics:
                 tally.syllables += 1
@@ -215,11 +215,11 @@ def count_page(made: Made, read: ET.Element | None, tally: Tally) -> list[str]:
     tally.n += 1
     for kind, path in (("title", "work/work-title"), ("composer", "identification/creator[@type='composer']"),
                        ("lyricist", "identification/creator[@type='lyricist']")):
-        truth, got = _plain(made.score.findtext(path)), _plain(read.findtext(path))
-        if truth:
-            getattr(tally, kind).append(truth == got)
-            if truth != got:
-                said.append(f"{kind}: {truth!r} read as {got!r}")
+        reference, got = _plain(made.score.findtext(path)), _plain(read.findtext(path))
+        if reference:
+            getattr(tally, kind).append(reference == got)
+            if reference != got:
+                said.append(f"{kind}: {reference!r} read as {got!r}")
     true_parts, read_parts = parts(made.score), parts(read)
     for i, p in enumerate(true_parts):
         got = _plain(read_parts[i].name) if i < len(read_parts) else ""

@@ -263,23 +263,23 @@ def test_reward_of_an_example(visit):
     visit.total(expected["notes"].total)
 
 
-def test_truth_of_a_picture_of_ones_own(visit, tmp_path):
+def test_reference_of_a_picture_of_ones_own(visit, tmp_path):
     "None at first, then a file; a bad one is one line, and a new picture forgets it."
-    page, truth = visit.page, "#truth input[type=file]"
+    page, reference = visit.page, "#reference input[type=file]"
     visit.read(SCAN)
     pred = visit.tokens()
     visit.tab("Reward")
     page.wait_for_selector("#earned .hint.idle")
     assert "musicxml" in page.inner_text("#earned") and not page.is_visible("#weights")
-    bad = tmp_path / "<b>truth<b>.lmx"
+    bad = tmp_path / "<b>reference<b>.lmx"
     bad.write_text("measure <img src=x onerror=alert(1)>")
-    page.set_input_files(truth, bad)
+    page.set_input_files(reference, bad)
     page.wait_for_selector("#earned .hint.error")
     assert "\n" not in page.inner_text("#earned").strip() and "unknown LMX token" in page.inner_text("#earned")
     assert page.locator("#earned img").count() == 0 and not page.is_visible("#weights")
-    page.locator("#truth").get_by_label("Clear").click()
+    page.locator("#reference").get_by_label("Clear").click()
     page.wait_for_selector("#earned .hint.idle")
-    page.set_input_files(truth, SCAN.with_suffix(".musicxml"))
+    page.set_input_files(reference, SCAN.with_suffix(".musicxml"))
     page.wait_for_selector("#earned .terms")
     visit.total(reward(pred, SCAN.with_suffix(".lmx").read_text().split()).total)
     assert page.locator("#diff .sheet").count() == 2 and page.locator("#diff .note[fill]").count() > 5
@@ -955,7 +955,7 @@ def test_hostile_tokens_leave_no_trace_in_the_engraving(app):
     assert "alert" not in svg and "<script" not in svg
 
 
-def test_examples_carry_their_truth(app):
+def test_examples_carry_their_reference(app):
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert set(app.EXAMPLES) == {p.stem for p in EXAMPLES.glob("*.png")} | {"pages/bach-invention-1"}
     (piano,) = tokens_of_parts(read_score(EXAMPLES / "pages" / "bach-invention-1.musicxml"))
@@ -1010,7 +1010,7 @@ def test_weights_are_scored_without_measuring(app, monkeypatch):
     assert app.choose(measured, "vitomr")[0] == views.reward_html(found["vitomr"])
 
 
-def test_names_and_tokens_of_a_truth_are_escaped(app, tmp_path, monkeypatch):
+def test_names_and_tokens_of_a_reference_are_escaped(app, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # as if they were uploaded
     weights = [0.1] * len(TERMS)
     taken = app.shelf.put({"sheets": [SimpleNamespace(parts=[["measure"]])], "at": 0})
@@ -1023,6 +1023,6 @@ def test_names_and_tokens_of_a_truth_are_escaped(app, tmp_path, monkeypatch):
             assert hint.get("class") == "hint error" and (text if path.suffix == ".pdf" else "unknown") in hint.text
 
 
-def test_no_truth_is_a_friendly_line(app):
+def test_no_reference_is_a_friendly_line(app):
     ((measured, line, *others),) = app.measure(None, None, "vitomr", *[0.1] * len(TERMS))
     assert measured is None and not any(others) and "error" not in line and ".mxl" in line

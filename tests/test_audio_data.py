@@ -1,4 +1,4 @@
-"Audio files, the two published layouts, and scores rendered with exact truth."
+"Audio files, the two published layouts, and scores rendered with an exact reference."
 
 import csv
 import functools
@@ -213,7 +213,7 @@ def test_a_file_that_is_no_score_names_itself(tmp_path):
 
 
 @pytest.mark.parametrize("font", [None, "installed"])
-def test_the_truth_of_a_rendered_score_is_exact(score, font):
+def test_the_reference_of_a_rendered_score_is_exact(score, font):
     if font and not (font := soundfont()):
         pytest.skip("no soundfont or no fluidsynth")
     made = render(score, seconds=3, font=font)

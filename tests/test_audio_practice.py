@@ -50,7 +50,7 @@ def clips(scores):
     return clips_from(scores, EXPERIMENTS["smoke"])
 
 
-def test_clips_hold_sound_transform_and_truth_of_one_length(clips, scores):
+def test_clips_hold_sound_transform_and_reference_of_one_length(clips, scores):
     assert [c.name for c in clips] == ["four:0", "four:1"]
     for c in clips:
         assert c.cqt.shape == (2, 84, 96) and c.target.shape == (4, 96) and c.audio.shape == (96 * SOUND.hop,)

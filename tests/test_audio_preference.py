@@ -67,7 +67,7 @@ def test_pairs_of_least_and_most_variance(policy):
         assert sorted(x.var(-1).mean().item() for x in (p.first, p.second)) == [spread[0], spread[-1]]
 
 
-def test_graded_faults_start_at_the_truth_and_get_worse():
+def test_graded_faults_start_at_the_reference_and_get_worse():
     target, rng = clips(1, 0)[0].target, lambda: np.random.default_rng(0)
     for name, fault in FAULTS.items():
         errors = [error_of(fault(target, g, rng()).clamp(0, 1), target) for g in (0.0, 0.3, 0.6, 1.0)]
@@ -143,8 +143,8 @@ def test_held_out_pairs_are_judged_right_nine_times_of_ten(trained):
     assert accuracy(model, held_out) >= 0.9
     c = calibration(model, held_out)
     assert c.counts.sum() == sum(p.label != 0.5 for p in held_out) and c.error < 0.08
-    p, truth = predicted(model, held_out)
-    assert accuracy(model, held_out) == np.mean((p > 0.5) == truth)
+    p, reference = predicted(model, held_out)
+    assert accuracy(model, held_out) == np.mean((p > 0.5) == reference)
 
 
 def test_calibration_counts_what_it_is_given():

@@ -86,7 +86,7 @@ def test_one_wrong_note_of_two_is_half_of_the_notes_and_one_token():
     assert wrong["SER"].value == 1 / len(TRUE) and wrong["note F1, pitch"].value == 1 / 2
 
 
-def test_a_truth_of_rests_has_no_correction_cost_but_is_counted_elsewhere():
+def test_a_reference_of_rests_has_no_correction_cost_but_is_counted_elsewhere():
     rests = of("measure rest rest:measure", "measure rest rest:measure")
     assert "MCR" not in figures_of([rests]) and figures_of([rests])["SER"].value == 0
 
@@ -196,7 +196,7 @@ def test_bad_ways_are_one_line(how, says):
 # datasets
 
 
-def test_a_folder_of_pictures_is_read_with_its_truth(transcriber, tmp_path):
+def test_a_folder_of_pictures_is_read_with_its_reference(transcriber, tmp_path):
     for suffix in (".png", ".lmx"):
         (tmp_path / f"x{suffix}").write_bytes(SCAN.with_suffix(suffix).read_bytes())
     (tmp_path / "untold.png").write_bytes(SCAN.read_bytes())
@@ -208,7 +208,7 @@ def test_a_folder_of_pictures_is_read_with_its_truth(transcriber, tmp_path):
     assert read.pred == transcriber.transcribe(SCAN).tokens
 
 
-def test_a_truth_may_be_a_score(untrained, tmp_path):
+def test_a_reference_may_be_a_score(untrained, tmp_path):
     (tmp_path / "x.png").write_bytes(SCAN.read_bytes())
     (tmp_path / "x.musicxml").write_bytes(SCAN.with_suffix(".musicxml").read_bytes())
     (only,) = read_pairs(untrained, tmp_path, how=Decoding(max_tokens=3))

@@ -1018,7 +1018,7 @@ def test_rewards_of_readings_ignore_the_end_token(shards):
     assert about["reference"] == about["prediction"] and about["name"] == "a song"
 
 
-def test_without_the_truth_readings_are_marked_against_the_one_nearest_to_all(shards):
+def test_without_the_reference_readings_are_marked_against_the_one_nearest_to_all(shards):
     ids = next(shards[i].ids.astype(int).tolist() for i in range(len(shards)) if shards[i].n_measures >= 3)
     most, other = [*ids, EOS_ID], [*ids[:-4], EOS_ID]
     group = [other, most, ids[:9], most]
@@ -1163,7 +1163,7 @@ def scans(tmp_path):
     return folder
 
 
-def test_scans_are_practised_on_without_a_truth(tmp_path, scans, model, capsys):
+def test_scans_are_practised_on_without_a_reference(tmp_path, scans, model, capsys):
     save_reader(model, tmp_path / "init")
     call = ["train", "grpo", "--preset", "smoke", "--data", str(scans), "--out", str(tmp_path / "run")]
     call += ["--init", str(tmp_path / "init"), "--steps", "2", "--set", "num_generations=4"]
@@ -1304,7 +1304,7 @@ def test_draws_are_told_apart(monkeypatch, tmp_path, shards):
     rate = {kind: f["value"] for kind, f in found["TEDn"].items()}
     assert rate["best"] <= min(rate.values()) and 1 <= found["distinct"] <= 3
     ways = [f"measure clef:G2 C5 voice:1 quarter stem:down {pitch} quarter" for pitch in ("D5", "E5", "F5")]
-    line = {"truth": ways[1], "read": [ways[1], ways[2], ways[1], ways[0]], "logp": [-2.0, -1.0, -2.0, -3.0]}
+    line = {"reference": ways[1], "read": [ways[1], ways[2], ways[1], ways[0]], "logp": [-2.0, -1.0, -2.0, -3.0]}
     edits = {kind: n for kind, (n, _) in benchmark.costs(line).items()}
     assert edits["best"] == edits["consensus"] == 0 < min(edits["greedy"], edits["likeliest"], edits["a draw"])
 

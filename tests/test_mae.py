@@ -213,7 +213,7 @@ def test_worn_and_clean_lie_on_each_other(preset, seed):
     assert max(map(abs, best)) <= 1, best
 
 
-def test_wear_stays_out_of_the_truth():
+def test_wear_stays_out_of_the_reference():
     clean = [pair(staff(), np.random.default_rng(s), Preset(effects={"pen": (1, 1, 1)}))[1] for s in range(2)]
     bad = [pair(staff(), np.random.default_rng(s), Preset(effects={"pen": (1, 1, 1)}))[0] for s in range(2)]
     ink = lambda x: int((x < 128).sum())
@@ -225,7 +225,7 @@ def test_wear_stays_out_of_the_truth():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    "Two pictures without truth, one in a folder of its own, and a file that is none."
+    "Two pictures without reference, one in a folder of its own, and a file that is none."
     path = tmp_path_factory.mktemp("photos")
     (path / "deeper").mkdir()
     cv2.imwrite(str(path / "a.png"), staff())

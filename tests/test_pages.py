@@ -96,9 +96,9 @@ def test_systems_are_cut_where_there_is_least_ink():
 
 
 def test_the_scan_of_1853_has_six_piano_systems():
-    truth = json.loads((SCAN.parent / "systems.json").read_text())["boxes_xyxy"].values()
+    reference = json.loads((SCAN.parent / "systems.json").read_text())["boxes_xyxy"].values()
     page = find_systems(open_picture(SCAN))
-    outlines = [np.array([[a, b], [c, b], [c, d], [a, d]], float) for a, b, c, d in truth]
+    outlines = [np.array([[a, b], [c, b], [c, d], [a, d]], float) for a, b, c, d in reference]
     pairs = match_outlines([page.outline(s.box) for s in page.systems], outlines)
     assert sorted(i for i, *_ in pairs) == sorted(j for _, j, _ in pairs) == list(range(6)) and len(page.systems) == 6
     assert [[p.n_staves for p in s.parts] for s in page.systems] == [[2]] * 6

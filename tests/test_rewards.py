@@ -43,7 +43,7 @@ PIECE = sorted(READINGS, key=len)[len(READINGS) // 2]
 tokens = st.lists(st.sampled_from(VOCABULARY[3:]), max_size=40)
 
 
-def test_the_truth_gets_the_most_of_every_term():
+def test_the_reference_gets_the_most_of_every_term():
     for name, best in {"TED": 1, "TEDn": 1, "WF": 1, "F1": 1, "LEN": 0, "NOTE": 1, "BARS": 1}.items():
         assert TERMS[name](BAR, BAR) == best, name
 
@@ -262,7 +262,7 @@ def test_a_score_is_compared_with_its_musicxml():
     assert reward_of_score([], score).raw["F1"] == 0
 
 
-def test_a_truth_without_parts_is_refused():
+def test_a_reference_without_parts_is_refused():
     with pytest.raises(ValueError, match="without parts"):
         reward_of_score([BAR], [])
     with pytest.raises(ValueError, match="unknown reward preset"):

@@ -174,7 +174,7 @@ def test_the_integers_of_the_definition_between_parts(bars, piano):
     assert tedn(piano, piano) == Tedn(0, definition(piano, piano)[1])
 
 
-def test_a_truth_in_tokens_and_its_part_give_the_same(bars):
+def test_a_reference_in_tokens_and_its_part_give_the_same(bars):
     for tokens, _ in bars:
         wrong = tokens[: len(tokens) // 2]
         assert tedn(wrong, tokens) == tedn(wrong, part_of(tokens)) == tedn(part_of(wrong), encode(tokens))

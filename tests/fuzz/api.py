@@ -54,7 +54,7 @@ class App:
             except httpx.TransportError:
                 time.sleep(0.2)
         self.components = {c["id"]: c for c in self.config["components"]}
-        self.picture, self.truth = self.upload(LINE), self.upload(LINE.with_suffix(".lmx"))
+        self.picture, self.reference = self.upload(LINE), self.upload(LINE.with_suffix(".lmx"))
         for name in ("transcribe", "measure"):  # what the session holds from now on
             call = next(c for c in self.config["dependencies"] if c["api_name"] == name)
             self.answer(call, self.usual(call))
@@ -66,7 +66,7 @@ class App:
 
     def usual(self, call: dict) -> list:
         "The values that the page itself would send."
-        files = {"image": self.picture, "uploadbutton": self.picture, "file": self.truth}
+        files = {"image": self.picture, "uploadbutton": self.picture, "file": self.reference}
         inputs = [self.components[i] for i in call["inputs"]]
         data = [files.get(c["type"], c["props"].get("value")) for c in inputs]
         return [self.picture, *data[1:]] if call["api_name"] == "read_music" else data

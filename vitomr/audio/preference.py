@@ -356,8 +356,8 @@ def predicted(model: RewardModel, pairs: Sequence[Pair], batch_size: int = 256) 
 
 def accuracy(model: RewardModel, pairs: Sequence[Pair]) -> float:
     "Share of pairs whose better action gets the higher reward."
-    p, truth = predicted(model, pairs)
-    return float(((p > 0.5) == truth).mean())
+    p, is_better = predicted(model, pairs)
+    return float(((p > 0.5) == is_better).mean())
 
 
 @dataclass(frozen=True)
@@ -372,10 +372,10 @@ class Calibration:
 
 def calibration(model: RewardModel, pairs: Sequence[Pair], bins: int = 10) -> Calibration:
     "Bin pairs by the probability that the model gives."
-    p, truth = predicted(model, pairs)
+    p, is_better = predicted(model, pairs)
     which = np.minimum((p * bins).astype(int), bins - 1)
     full = [k for k in range(bins) if (which == k).any()]
-    stated, found = (np.array([x[which == k].mean() for k in full]) for x in (p, truth))
+    stated, found = (np.array([x[which == k].mean() for k in full]) for x in (p, is_better))
     counts = np.array([(which == k).sum() for k in full])
     return Calibration(stated, found, counts, float((counts * abs(stated - found)).sum() / counts.sum()))
 
