@@ -46,6 +46,35 @@ def test_binarise_is_black_or_white_and_keeps_the_lines():
     assert any(set(np.unique(EFFECTS["binarise"](img, 0.9, rng(s)))) == {0, 255} for s in range(10))
 
 
+def test_broken_lines_leave_the_notes_whole():
+    "Half a notehead and more away from every line's row nothing changes, and lines lose up to a quarter."
+    img = draw("voice")
+    on_line = cv2.dilate(img, np.ones((1, 15), np.uint8)) < 160
+    lost = []
+    for seed in range(10):
+        worn = EFFECTS["broken"](img, 1.0, rng(seed))
+        changed = worn != img
+        assert (worn >= img).all() and not (changed & ~on_line).any()
+        for x, y in heads(img, SPACE):
+            near = np.s_[round(y) - 3 : round(y) + 4, round(x) - 3 : round(x) + 4]
+            assert not changed[near].any(), seed
+        lost.append((changed & on_line).sum() / on_line.sum())
+    assert 0.05 < np.mean(lost) < 0.35
+
+
+@pytest.mark.parametrize("name", ["light", "scan", "photo"])
+def test_later_effects_change_nothing_in_the_older_presets(name, monkeypatch):
+    "Measured figures depend on these pictures: they are those of a library without the later effects."
+    from vitomr.data import degrade as module
+
+    img = draw("voice")
+    now = [degrade(img, rng(seed), name).img for seed in range(8)]
+    monkeypatch.setattr(module, "ON_SHEET", tuple(f for f in module.ON_SHEET if f.__name__ not in module.LATER))
+    monkeypatch.setattr(module, "EFFECTS", {k: f for k, f in EFFECTS.items() if k not in module.LATER})
+    assert len(module.EFFECTS) == len(EFFECTS) - 2
+    assert all((degrade(img, rng(seed), name).img == before).all() for seed, before in enumerate(now))
+
+
 def test_points_follow_the_tilt():
     at = np.array([(30, 20), (300, 90), (570, 35)])
     for seed in range(20):
@@ -61,10 +90,10 @@ def test_points_follow_the_tilt():
             assert (ys * ink).sum() / ink.sum() == pytest.approx(y, abs=0.3)
 
 
-BENT = {"tilt": 1.0, "perspective": 1.0, "curl": 1.0}
+BENT = {"tilt": 1.0, "perspective": 1.0, "curl": 1.0, "wave": 1.0}
 
 
-@pytest.mark.parametrize("only", [("tilt",), ("perspective",), ("curl",), tuple(BENT)])
+@pytest.mark.parametrize("only", [("tilt",), ("perspective",), ("curl",), ("wave",), tuple(BENT)])
 def test_points_follow_the_bent_page(only):
     at = np.array([(30, 20), (300, 90), (570, 35), (10, 100)])
     for seed in range(12):

@@ -66,8 +66,9 @@ def parser() -> argparse.ArgumentParser:
     b.add_argument("--split", default="train", choices=("train", "dev", "test"))
     b.add_argument("--seed", type=int, default=0)
     b.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
-    b.add_argument("--mix", choices=("broad", "as-written"), help="broad: also transpose, prefer rare bars, add reductions and"
-                   " neighbouring systems; as-written: none of these (default: broad for train, else as-written)")  # fmt: skip
+    b.add_argument("--mix", choices=("broad", "wide", "as-written"), help="broad: also transpose, prefer rare bars, add"
+                   " reductions and neighbouring systems; wide: the same, with lines of up to 8 bars, long bars and beams"
+                   " between the staves; as-written: none of these (default: broad for train, else as-written)")  # fmt: skip
     b.add_argument("--piano", type=float, metavar="SHARE", help="share of excerpts with two staves (default: 0.667)")
     b.add_argument("--reduced", type=float, metavar="SHARE", help="share of those reduced to two staves from scores of"
                    " three or more voices without piano (default: as the mix says)")  # fmt: skip
@@ -134,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
     r.add_argument("--budget", type=int, help="decoder: patches and tokens per batch; 40000 take 5 GB of GPU memory")
     r.add_argument("--workers", type=int, help="decoder: processes that prepare batches")
     r.add_argument("--scheduled", action="store_true", help="decoder: scheduled sampling")
+    r.add_argument("--degradation", help="decoder: clean, light, scan, photo or old; mix or wide: shares of several")
     r.add_argument("--dev", type=Path, help="decoder: a folder of shards to evaluate on during training")
     r.add_argument("--patience", type=int, help="decoder: stop after this many evaluations without improvement")
     r.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of grpo; can be repeated")
@@ -503,6 +505,8 @@ def train(args) -> None:
 
 
 def train_decoder(args, on_log) -> None:
+    from vitomr.data.batches import PICTURE_MIXES
+    from vitomr.data.degrade import PRESETS
     from vitomr.decoder import TRAINING
     from vitomr.decoder import train as fit_reader
 
@@ -512,6 +516,10 @@ def train_decoder(args, on_log) -> None:
     losses = replace(cfg.losses, scheduled=loop.steps) if args.scheduled else cfg.losses
     plan, workers = _fed(cfg, args)
     shape = _shape(cfg.reader, args)
+    known = [*PRESETS, *PICTURE_MIXES]
+    if args.degradation is not None and args.degradation not in known:
+        raise ValueError(f"unknown degradation {args.degradation!r}; choose from {', '.join(known)}")
+    cfg = replace(cfg, degradation=args.degradation or cfg.degradation)
     cfg = replace(cfg, reader=shape, loop=loop, losses=losses, tuned=args.tuned, plan=plan, workers=workers)
     options = {"init": args.init, "encoder": args.encoder, "on_log": on_log}
     if args.dev:

@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import nn
 from torch.utils.data import Subset
 
-from .data.batches import PICTURE_MIX, Batch, Batches, BatchPlan, loader
+from .data.batches import PICTURE_MIXES, Batch, Batches, BatchPlan, loader
 from .data.synthesis import Shards
 from .files import replace_file
 from .nn.attention import CrossAttention, SelfAttention, compute_dtype
@@ -445,14 +445,14 @@ class TrainConfig:
         budget=7000, lengths=((0, 60), (300, 60), (1200, 500), (1600, 768)), often=(("[569]in[48]", 2),)
     )
     losses: Losses = Losses()
-    degradation: str = "mix"  # a preset of data.degrade, or mix: shares of all of them
+    degradation: str = "mix"  # a preset of data.degrade, or of data.batches.PICTURE_MIXES: shares of several
     workers: int = 1  # processes that prepare batches
     tuned: int | None = None  # upper encoder layers that learn, 0: none; None: the whole encoder
     evaluate_every: int = 200  # steps between looks at dev data, where there is some
 
     @property
     def mix(self) -> dict | str:
-        return PICTURE_MIX if self.degradation == "mix" else self.degradation
+        return PICTURE_MIXES.get(self.degradation, self.degradation)
 
 
 TRAINING = {

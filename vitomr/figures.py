@@ -143,7 +143,7 @@ def light_figures(most: int = MOST_BYTES) -> None:
 
     plt.get_backend()
     ours()
-    shell.events.register("pre_execute", ours)
+    shell.events.callbacks["post_execute"].insert(0, ours)  # before the backend shows the figures of a cell
 
 # %% ../nbs/figures.ipynb #eb10aedc
 def interval_bars(

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from .batches import PATCH, PICTURE_MIX, Batches, BatchPlan, pad_pictures
+from .batches import PATCH, PICTURE_MIXES, Batches, BatchPlan, pad_pictures
 from .datasets import PICTURE_SUFFIXES, READ_ERRORS, DatasetError, Item, file_item, open_dataset
 from .degrade import Geometry, Preset, degrade, sources
 from .synthesis import Shards
@@ -145,7 +145,7 @@ class PicturePlan:
     real: float = 0.1  # share of real pictures, if there are engravings, too
     rows: int = 24
     columns: int = 90  # patches, of the largest window
-    degradation: str = "mix"  # a preset of data.degrade, or mix: shares of all of them
+    degradation: str = "mix"  # a preset of data.degrade, or one of data.batches.PICTURE_MIXES: shares of several
 
     def __post_init__(self):
         if not 0 < self.ratio < 1:
@@ -202,7 +202,7 @@ class Pictures(Batches):
         if not 0 <= step < self.steps:
             raise IndexError(step)
         cv2.setNumThreads(1)
-        chosen, mix = self.indices(step), PICTURE_MIX if self.how.degradation == "mix" else self.how.degradation
+        chosen, mix = self.indices(step), PICTURE_MIXES.get(self.how.degradation, self.how.degradation)
         rows, columns = (self.cells[chosen].max(0) + 1).tolist()  # wear makes a picture a little larger
         pairs = []
         for j, i in enumerate(chosen.tolist()):

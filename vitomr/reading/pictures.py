@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.batches import PICTURE_MIX, prepare
+from ..data.batches import PICTURE_MIXES, prepare
 from ..data.datasets import Item, open_dataset
 from ..data.synthesis import Shards
 from ..notation.lmx import encode
@@ -33,7 +33,7 @@ class Excerpts:
         window: int = 64,  # neighbours in length that a step samples from
     ):
         self.shards, self.cfg, self.space, self.window = shards, cfg, space, window
-        self.mix = PICTURE_MIX if cfg.degradation == "mix" else cfg.degradation
+        self.mix = PICTURE_MIXES.get(cfg.degradation, cfg.degradation)
         lengths = shards.index["n_tokens"].astype(np.int64)
         order = np.argsort(lengths, kind="stable")
         self.order = order[lengths[order] >= cfg.shortest]

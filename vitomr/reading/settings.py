@@ -37,7 +37,7 @@ class ReaderSettings:
     gradient_checkpointing: bool = False
     lengths: Schedule = Schedule(100.0, 300.0)  # tokens of the longest excerpt
     shortest: int = 0  # tokens
-    degradation: str = "mix"  # a preset of data.degrade, or mix: shares of all of them
+    degradation: str = "mix"  # a preset of data.degrade, or one of data.batches.PICTURE_MIXES: shares of several
 
 
 @dataclass(frozen=True)
