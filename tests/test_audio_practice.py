@@ -133,7 +133,7 @@ def test_from_the_command_line_trained_resumed_and_loaded(scores, tmp_path, caps
     code, _ = run("more", "--steps", "1", "--init", str(weights), "--set", "num_generations=4")
     assert code == 0
     code, said = run("bad", "--preset", "tiny")
-    assert code == 2 and "choose from smoke, chorales, rounds" in said.err and len(said.err.splitlines()) == 1
+    assert code == 2 and "choose from smoke, chorales, one-round" in said.err and len(said.err.splitlines()) == 1
 
 
 def test_from_the_command_line_with_pairs_for_a_reward(scores, clips, tmp_path, capsys):

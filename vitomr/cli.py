@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     r = commands.add_parser("train", help="train the model of a chapter; resumes if interrupted")
     r.add_argument("chapter", nargs="?", default="decoder", help="decoder (a reader, when left out), mae, grpo, audio, vlm or tasks")
     r.add_argument("--preset", default="tiny", help="smoke, tiny or base; for grpo also notes; for audio smoke,"
-                   " chorales or rounds; for vlm smoke or tiny")  # fmt: skip
+                   " chorales or one-round; for vlm smoke or tiny")  # fmt: skip
     r.add_argument(
         "--data", type=Path, required=True, action="append",
         help="a folder of shards, or several: --data A --data B; for mae also folders of pictures; for grpo also one"
