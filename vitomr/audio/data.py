@@ -45,7 +45,7 @@ def _shown(path: str | Path) -> str:
     text = str(path)
     return text if len(text) <= 80 else "..." + text[-77:]
 
-
+# %% ../../nbs/audio/data.ipynb #f5e58db7
 def read_audio(
     path: str | Path,
     rate: int = 22_050,  # Hz, resampled to it
@@ -137,7 +137,7 @@ class _Recordings:
             for start, audio in windows(path, seconds, step=step, rate=self.cfg.sample_rate):
                 yield path, start, self._given(audio)
 
-
+# %% ../../nbs/audio/data.ipynb #e1d82fd8
 def _found(data: _Recordings, paths: Iterable[Path], missing: str) -> list[bool]:
     "Keep the files that exist. Raises `AudioError` for the first missing one, unless missing is skip."
     if missing not in ("error", "skip"):
@@ -188,7 +188,7 @@ def read_tracks(path: str | Path) -> list[Track]:
                 raise AudioError(f"{_shown(path)}, line {line}: expected a track number and {len(names)} columns")
     return found
 
-
+# %% ../../nbs/audio/data.ipynb #19d2fcfe
 class FreeMusic(_Recordings):
     "The Free Music Archive."
 
@@ -242,7 +242,7 @@ def read_labels(path: str | Path) -> list[Note]:
                 raise AudioError(f"{_shown(path)}, line {line}: {wanted}") from None
     return found
 
-
+# %% ../../nbs/audio/data.ipynb #489067c2
 def roll(
     notes: Iterable[Note],
     n_frames: int,
@@ -256,7 +256,7 @@ def roll(
         picture[n.pitch, max(0, math.ceil(first)) : max(0, math.ceil(last))] = True
     return picture
 
-
+# %% ../../nbs/audio/data.ipynb #83e317a9
 class MusicNet(_Recordings):
     "MusicNet: recordings with every note."
 
@@ -345,7 +345,7 @@ def score_notes(
         raise AudioError("the score has no notes")
     return parts
 
-
+# %% ../../nbs/audio/data.ipynb #1d32f4d8
 def _clock(marks: Sequence[tuple[float, float]], default_bpm: float) -> Callable[[float], float]:
     "Quarters → seconds."
     beats, seconds, speeds = [0.0], [0.0], [marks[0][1] if marks else default_bpm]
@@ -406,7 +406,7 @@ def synthesise(
         out[first : first + length] += 0.12 * (n.velocity / 127) ** 2 * wave * shape
     return out[: round(seconds * rate)].astype(np.float32)
 
-
+# %% ../../nbs/audio/data.ipynb #b5a6b9ac
 def midi_file(
     events: Iterable[tuple[float, bytes]],  # time in s and a MIDI message
 ) -> bytes:

@@ -45,7 +45,7 @@ def to_csv(action: torch.Tensor, frame_rate: float, names: Sequence[str] = DEVIC
     rows.writerows([f"{t / frame_rate:.4f}", *(f"{v:.4f}" for v in a[:, t])] for t in range(a.shape[1]))
     return out.getvalue().encode()
 
-
+# %% ../../nbs/audio/devices.ipynb #6ffc52cb
 def to_midi(
     action: torch.Tensor,
     frame_rate: float,
@@ -64,7 +64,7 @@ def to_midi(
         (t / frame_rate, bytes([0xB0 + channel - 1, controller + d, levels[d, t]])) for t, d in np.argwhere(changed.T)
     )
 
-
+# %% ../../nbs/audio/devices.ipynb #e493552c
 def to_osc(
     action: torch.Tensor,
     frame_rate: float,
@@ -149,7 +149,7 @@ document.addEventListener("keydown",e=>{
 });
 </script></html>"""
 
-
+# %% ../../nbs/audio/devices.ipynb #331dd1c6
 def preview_html(
     action: torch.Tensor,  # (devices, T)
     frame_rate: float,  # frames a second

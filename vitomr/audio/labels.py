@@ -77,7 +77,7 @@ class Choice:
     rater: str
     seconds: float  # since the epoch
 
-
+# %% ../../nbs/audio/labels.ipynb #96abc3f5
 class LabelStore:
     "Choices about a list of pairs, kept in a file of JSON lines."
 
@@ -174,7 +174,7 @@ def candidates_html(pair: Pair, frame_rate: float, *, rate: int = 22_050) -> tup
     )
     return first, second
 
-
+# %% ../../nbs/audio/labels.ipynb #971eacdb
 def label_controls(
     store: LabelStore,
     frame_rate: float = 22_050 / 512,  # frames a second, of the transforms that `audio.practice` uses
@@ -213,7 +213,7 @@ def label_controls(
     undo.click(take_back, None, outputs, api_visibility="private")
     return shown, outputs
 
-
+# %% ../../nbs/audio/labels.ipynb #b7944539
 def label_page(
     store: LabelStore,
     frame_rate: float = 22_050 / 512,  # frames a second, of the transforms that `audio.practice` uses

@@ -57,7 +57,7 @@ def chorale_paths(split: str) -> list[Path]:  # train: four of five; dev: the ot
     found = [found[i] for i in np.random.default_rng(0).permutation(len(found))]
     return [p for i, p in enumerate(found) if (i % 5 == 0) == (split == "dev")]
 
-
+# %% ../../nbs/audio/practice.ipynb #491d260f
 def score_clips(
     score,  # what `score_notes` takes
     *,
@@ -86,7 +86,7 @@ def score_clips(
         for i in range(n)
     ]
 
-
+# %% ../../nbs/audio/practice.ipynb #dd48159e
 def chorale_clips(split: str, n: int, *, most: int = 8, frames: int = FRAMES, seed: int = 0) -> list[Clip]:
     "Clips of the first n chorales of a split that have four parts."
     clips, used = [], 0
@@ -200,7 +200,7 @@ EXPERIMENTS = {
 }  # fmt: skip
 EXPERIMENTS["one-round"] = replace(EXPERIMENTS["chorales"], lr=2e-3, kl=0.05, rounds=1)  # is hacked
 
-
+# %% ../../nbs/audio/practice.ipynb #57113389
 def fresh_policy(size: Experiment, seed: int = 0) -> CQTViTModel:
     "A policy for four devices."
     shape = 2, SOUND.n_bins, size.frames
@@ -242,7 +242,7 @@ def step_seconds(step: Callable[[Callable], object]) -> float:
     step(lambda *_: times.append(time.process_time()))
     return float(np.median(np.diff(times)))
 
-
+# %% ../../nbs/audio/practice.ipynb #4d6119dc
 def grpo_arm(
     policy: CQTViTModel,  # the start; not changed
     clips: Sequence[Clip],
@@ -279,7 +279,7 @@ def grpo_arm(
     followed = [(h["step"], h["held_out"]) for h in history if "held_out" in h]
     return policy, {"steps": steps, "seconds": seconds, "reward": [h["reward"] for h in history], "held_out": followed}
 
-
+# %% ../../nbs/audio/practice.ipynb #fd2da6e1
 def supervised_arm(policy: CQTViTModel, clips: Sequence[Clip], size: Experiment, *, seed: int) -> tuple:
     "More supervised training within the budget; the trained policy, steps and seconds."
     trial = copy.deepcopy(policy)
@@ -316,7 +316,7 @@ def learned_reward(
     about = {"pairs": len(pairs), "accuracy": accuracy(model, tests), "seconds": time.process_time() - start}
     return model, about
 
-
+# %% ../../nbs/audio/practice.ipynb #2ac8539d
 def learned_arm(
     policy: CQTViTModel,
     clips: Sequence[Clip],
@@ -341,7 +341,7 @@ def learned_arm(
         told.append(about)
     return policy, whole | {"reward_model": told[-1], "rounds": told}
 
-
+# %% ../../nbs/audio/practice.ipynb #ce2e139b
 def compare(
     size: Experiment,
     run_dir: str | Path,
@@ -413,7 +413,7 @@ def _follow(ax: plt.Axes, results: Mapping, arms: Sequence[Mapping], title: str)
     bare(ax, "step", "mean absolute error", title).set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize=7)
 
-
+# %% ../../nbs/audio/practice.ipynb #317945c8
 def plot_hacking(results: Mapping) -> plt.Figure:
     "What reward models say during GRPO, and the true error."
     arms = [a for a in results["arms"] if "reward_model" in a and a["seed"] == 0]

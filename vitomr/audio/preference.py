@@ -68,7 +68,7 @@ def dual_temperature(
         for clip, group_a, group_b in zip(clips, cold, hot) for a, b in zip(group_a, group_b)
     ]  # fmt: skip
 
-
+# %% ../../nbs/audio/preference.ipynb #3a1743d8
 def single_temperature(
     policy: CQTViTModel,
     clips: Sequence[Clip],
@@ -104,7 +104,7 @@ FAULTS: dict[str, Callable[[torch.Tensor, float, np.random.Generator], torch.Ten
     "inverted": lambda a, g, rng: a + g * (1 - 2 * a),
 }
 
-
+# %% ../../nbs/audio/preference.ipynb #8e5dd1d4
 def graded(
     clips: Sequence[Clip],  # with targets
     n: int = 1,  # pairs of each clip
@@ -218,7 +218,7 @@ class CrossBlock(nn.Module):
         x = x + self.out(rearrange(y, "b h l d -> b l (h d)"))
         return x + self.mlp(self.mlp_norm(x))
 
-
+# %% ../../nbs/audio/preference.ipynb #4b9d7fb1
 class RewardModel(nn.Module):
     "How much an action is liked for a sound."
 
@@ -293,7 +293,7 @@ def training_pairs(
     both = (torch.stack([getattr(p, side) for p in known]) for side in ("first", "second"))
     return sound, *both, torch.tensor([p.label for p in known])
 
-
+# %% ../../nbs/audio/preference.ipynb #0905cf33
 def fit_reward_model(
     pairs: Sequence[Pair],
     model: RewardModel | None = None,  # trained in place; a fresh one when left out
@@ -359,7 +359,7 @@ def accuracy(model: RewardModel, pairs: Sequence[Pair]) -> float:
     p, is_better = predicted(model, pairs)
     return float(((p > 0.5) == is_better).mean())
 
-
+# %% ../../nbs/audio/preference.ipynb #b5f69b3a
 @dataclass(frozen=True)
 class Calibration:
     "Stated and found frequencies in bins of stated probability."
