@@ -145,7 +145,7 @@ def _limits(scale: float = 1.0) -> Limits:
     usual = Limits()
     return replace(usual, seconds=scale * float(os.environ.get("VITOMR_SECONDS") or usual.seconds))
 
-
+# %% ../nbs/sandbox.ipynb #4f7935dd
 def _pages_of_memory() -> tuple[int, int]:
     "Bytes of address space and of resident memory of this process; zeros where the system does not tell."
     try:
@@ -237,7 +237,7 @@ def _work(shared: int | None) -> None:
         atexit._run_exitfuncs()  # temporary files
         os._exit(0)
 
-
+# %% ../nbs/sandbox.ipynb #eeee4c96
 def _serve(shared: int | None) -> None:
     "The main loop of a worker."
     global _is_worker
@@ -283,7 +283,7 @@ def _environment() -> dict[str, str]:
     memory = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
     return {**kept, **one, **memory, "MPLBACKEND": "agg"}  # large buffers are used again, not given back
 
-
+# %% ../nbs/sandbox.ipynb #7c46d807
 class _Worker:
     "One process, and the pipes to it."
 
@@ -535,7 +535,7 @@ def sandboxed(
 
     return mark
 
-
+# %% ../nbs/sandbox.ipynb #a670b48b
 def warm(
     *modules: str,  # to import in the worker
 ) -> None:

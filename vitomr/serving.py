@@ -88,7 +88,7 @@ async def _refuse(send, status: int, said: str) -> None:
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})
 
-
+# %% ../nbs/serving.ipynb #621888a1
 class UploadsOnly:
     "ASGI middleware: refuse messages that name files which were not uploaded."
 
@@ -247,7 +247,7 @@ class Listeners:
                 del self._seen[old]
             return now - self._seen.setdefault(session, now) > self.grace
 
-
+# %% ../nbs/serving.ipynb #bcc86254
 def session() -> str | None:
     "The session that the request of this thread belongs to; None outside a request."
     from gradio.context import LocalContext
@@ -388,7 +388,7 @@ def number_from(
         raise RefusedError(f"{name} {one_line(value, 30)}: expected a {kind} from {low:g} to {high:g}")
     return int(number) if is_whole else float(number)
 
-
+# %% ../nbs/serving.ipynb #be9e832b
 def check_widths(how: Decoding) -> None:
     "Refuse beams wider than a request may ask for. Raises `RefusedError`."
     number_from(how.beam, "beam", 1, MAX_BEAM)
@@ -421,7 +421,7 @@ def decoding_from(
     check_widths(how)
     return how
 
-
+# %% ../nbs/serving.ipynb #9639b69d
 class Watch:
     "Over one request: ends it when the visitor has left, and when it takes too long."
 

@@ -43,7 +43,7 @@ def _is_tiff(path: Path) -> bool:
     with path.open("rb") as f:
         return f.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-
+# %% ../../nbs/page/documents.ipynb #586d4fc9
 @sandboxed("opening this picture", PictureError)
 def _n_frames(path: str) -> int:
     "Pictures in a file that `open_picture` reads: scanners write the pages of a TIFF so; in other formats they move."
@@ -60,7 +60,7 @@ def _n_frames(path: str) -> int:
     except Exception as e:  # a TIFF that is cut: TypeError, KeyError, struct.error and more
         raise PictureError(f"{name}: its pages cannot be counted; save it again") from e
 
-
+# %% ../../nbs/page/documents.ipynb #c1cce5f2
 def _open_pdf(path: str) -> "PdfDocument":
     "Open a PDF. Raises `PictureError` in one line."
     import pypdfium2 as pdfium

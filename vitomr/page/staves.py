@@ -129,7 +129,7 @@ def _decoded(path: str, frame: int) -> np.ndarray:  # uint8 (H, W)
     except ValueError as e:
         raise PictureError(f"{name}: {e}") from e
 
-
+# %% ../../nbs/page/staves.ipynb #9bb77ccc
 def open_picture(
     path: str | Path,
     frame: int = 0,  # of a file that holds several pictures

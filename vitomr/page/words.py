@@ -105,7 +105,7 @@ def _bands(sheet: np.ndarray) -> list[tuple[int, int]]:
         cuts.append(a + int(ink[a : a + 2 * reach + 1].argmin()))
     return list(zip(cuts, [*cuts[1:], h]))
 
-
+# %% ../../nbs/page/words.ipynb #85487f4d
 def find_words(
     sheet: np.ndarray,  # uint8 (H, W), as `without_staves` gives it
 ) -> list[Word]:
@@ -146,7 +146,7 @@ class Direction:
     is_above: bool
     staff: int = 1  # of their part, from 1
 
-
+# %% ../../nbs/page/words.ipynb #6c4f547d
 @dataclass
 class LineWords:
     "The words of one part in one system."
@@ -279,7 +279,7 @@ def _shape_of(sheet: np.ndarray, y0: float, y1: float, x0: int, x1: int) -> str:
         return " " if max(tall, x1 - x0) < 0.1 * h else ""
     return "-" if x1 - x0 < 0.8 * h and 0.35 < middle < 0.78 else "_"
 
-
+# %% ../../nbs/page/words.ipynb #35d9c265
 def _only_text(sheet: np.ndarray, y0: float, y1: float) -> np.ndarray:  # uint8 (2h, W)
     "A row of text and half of one above and below, without the stems and slurs that reach into it."
     h = y1 - y0
@@ -308,7 +308,7 @@ def _recognise(sheet: np.ndarray, y0: float, y1: float, x0: int, x1: int) -> tup
 ROUND = ("0", "〇", "○", "。", "°", "●", "O")  # what the OCR makes of a lone o
 ALIKE = str.maketrans("I1|0", "lllo")
 
-
+# %% ../../nbs/page/words.ipynb #eb84c237
 def _top_of(sheet: np.ndarray, y0: float, y1: float, x0: int, x1: int) -> int:
     "First row with ink of a run: s and S look the same alone."
     return int((sheet[max(0, round(y0)) : round(y1), x0:x1] < INK).any(1).argmax())
@@ -368,7 +368,7 @@ def _refine(sheet: np.ndarray, row: _Row) -> _Row:
             found[i] = replace(w, text=w.text.lower() if is_low else w.text.capitalize())
     return _Row(_with_vowels(found)) if found else row
 
-
+# %% ../../nbs/page/words.ipynb #455dfd60
 VOWELS = re.compile("[aeiouyäöüàáâãèéêëìíîïòóôõùúûœæøåAEIOUYÄÖÜÀÁÂÈÉÊËÌÍÎÒÓÔÙÚÛ]")
 
 
@@ -555,7 +555,7 @@ def _names(words: Sequence[Word], page: Page) -> tuple[list[list[str]], list[Wor
     text = [[_join(_rows([w for w in n if _letters(w.text)], 0.6)) for n in system] for system in names]
     return text, rest
 
-
+# %% ../../nbs/page/words.ipynb #6ee6eacb
 def sort_words(
     words: Sequence[Word],
     page: Page,
@@ -582,7 +582,7 @@ def sort_words(
         _sort_part(found, page, sheet, p, {k: _rows(ws) for k, ws in bands.items() if k[1] == p})
     return found
 
-
+# %% ../../nbs/page/words.ipynb #679b7adf
 def _sort_part(
     found: PageWords, page: Page, sheet: np.ndarray, p: int, bands: dict[tuple[int, int, int, bool], list[_Row]]
 ) -> None:
@@ -677,7 +677,7 @@ def _merge(a: Syllable, b: Syllable) -> Syllable:
     syllabic = kind[a.syllabic in ("middle", "end"), b.syllabic in ("begin", "middle")]
     return Syllable(a.text + ("" if joined else " ") + b.text, syllabic, a.x0, b.x1, a.y, b.extends)
 
-
+# %% ../../nbs/page/words.ipynb #cdaa5343
 def place_words(
     words: LineWords,
     heads: Sequence[Head],
@@ -732,7 +732,7 @@ def _add_direction(measure: ET.Element, note: ET.Element, d: Direction, n_staves
         at -= 1
     measure.insert(at, direction)
 
-
+# %% ../../nbs/page/words.ipynb #97e8b203
 def add_words(
     score: ET.Element,  # <score-partwise>, changed in place
     notes: Mapping[str, tuple[int, int, int]],  # note id → system, line and position, as `Assembled.notes`
@@ -758,7 +758,7 @@ def add_words(
     if pages:
         _add_header(score, pages[0])
 
-
+# %% ../../nbs/page/words.ipynb #7ad6626d
 def _add_header(score: ET.Element, words: PageWords) -> None:
     "Title, subtitle and names, in the schema's order."
     head = []
