@@ -338,7 +338,7 @@ def save_reader(
     save_weights(folder, model.state_dict(), asdict(model.cfg), dtype=dtype)
     replace_file(Path(folder) / "vocabulary.txt", "\n".join(VOCABULARY) + "\n")
 
-
+# %% ../nbs/01_decoder.ipynb #c245302a
 ASLEEP = -30.0  # bias of tokens that the weights were not trained on: they are never written
 
 
@@ -369,7 +369,7 @@ def wake(
         for head, bias in ((model.head, -8.0), (model.symbol_head, -6.0)):
             head.bias[head.bias <= ASLEEP] = bias
 
-
+# %% ../nbs/01_decoder.ipynb #65c8ca05
 def load_reader(
     folder: str | Path,  # as `save_reader` wrote it
 ) -> Reader:

@@ -286,7 +286,7 @@ AS_PRINTED: dict[str, Metric] = {  # prediction and reference both brought to wh
 FIGURES: dict[str, Metric] = {"SER": METRICS["SER"], "TEDn": _tedn_counts, **AS_PRINTED, "MCR": _mcr_counts}
 FIGURES |= METRICS | PRINTED
 
-
+# %% ../nbs/04_evaluate.ipynb #f30a141b
 def ser(
     readings: Iterable[Reading],
 ) -> Rate:

@@ -113,7 +113,7 @@ def small_png(
     plt.close(fig)
     return img.quantize(colours, dither=Image.Dither.NONE)
 
-
+# %% ../nbs/figures.ipynb #c0b1e057
 def light_png(
     img: Image.Image,  # RGB
     most: int = MOST_BYTES,

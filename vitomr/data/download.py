@@ -193,7 +193,7 @@ def _members(archive: zipfile.ZipFile | tarfile.TarFile) -> Iterator[tuple[str, 
             if member.isfile():
                 yield member.name, partial(_in_tar, archive, member)
 
-
+# %% ../../nbs/data/download.ipynb #06d03fd9
 def _inside(name: str) -> PurePosixPath:
     "A member's name as a path that stays in the folder."
     path = PurePosixPath(name)

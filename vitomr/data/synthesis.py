@@ -425,7 +425,7 @@ def song_samples(
     if partners is not None and found.piano:
         partners.append(found)
 
-
+# %% ../../nbs/data/synthesis.ipynb #9e6980d6
 def _in_words(e: Exception) -> str:
     "Why a song was left out."
     said = (str(e).splitlines() or [""])[0][:160]
@@ -440,7 +440,7 @@ INDEX = np.dtype(
     ]
 )  # fmt: skip
 
-
+# %% ../../nbs/data/synthesis.ipynb #18e834c9
 def write_shard(
     samples: list[Sample],
     path: Path,  # without suffix: path.images.npy … path.index.npy
@@ -547,7 +547,7 @@ def _balanced(mix: Mix, samples: list[Sample]) -> Mix:
     short = mix.piano * (len(samples) + mix.per_song) - n_piano
     return replace(mix, piano=min(1.0, max(0.0, short / mix.per_song)))
 
-
+# %% ../../nbs/data/synthesis.ipynb #9e6d8819
 def make_shard(
     job: BuildJob,
     k: int,  # which shard
@@ -665,7 +665,7 @@ def read_record(
     except (OSError, ValueError, RecursionError) as e:
         raise ScoreError(f"build.json in {Path(folder).name[-40:]} is damaged ({str(e)[:60]})") from e
 
-
+# %% ../../nbs/data/synthesis.ipynb #cca00693
 def _check_same_build(out: Path, job: BuildJob, on_fault: Callable[[str, str], None] | None = None) -> None:
     "A folder holds one build: refuse to mix two."
     now = json.loads(json.dumps(asdict(job)))

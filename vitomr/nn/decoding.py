@@ -441,7 +441,7 @@ def beam_steps(
         yield numbers, session.written[::width, 1:]
     return [(list(b.tokens), b.logp) for b in best]
 
-
+# %% ../../nbs/nn/decoding.ipynb #3b18b852
 def beam(
     model: Writer, img: torch.Tensor, mask: torch.Tensor, **options
 ) -> list[tuple[list[int], float]]:  # per picture: ids without <eos>, log-probability

@@ -128,7 +128,7 @@ def _in_time(measure: ET.Element) -> tuple[list[tuple[int, int, str]], list[int]
         furthest = max(furthest, now)
     return found, sorted({*onsets, furthest})
 
-
+# %% ../../nbs/notation/marks.ipynb #a46c60d8
 def directions_of(
     measure: ET.Element,  # <measure>
 ) -> dict[int, list[tuple[str, int]]]:  # onset in divisions → tokens and their staff, in canonical order

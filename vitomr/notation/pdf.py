@@ -60,7 +60,7 @@ def _page(svg: str) -> Figure:
         ax.axis("off")
     return fig
 
-
+# %% ../../nbs/notation/pdf.ipynb #88d0ce0c
 @sandboxed("drawing this score", ScoreError, scale=lambda svgs: 1 + len(svgs) / 20)
 def _on_paper(svgs: list[str]) -> bytes:
     file = io.BytesIO()

@@ -113,7 +113,7 @@ def read_score(
         return root_of(path.read_bytes(), name)
     return music21_to_xml(path)
 
-
+# %% ../../nbs/notation/score.ipynb #fd77a6a3
 def _root(data: bytes, name: str) -> ET.Element:
     data = unzip_mxl(data, name) if data[:2] == b"PK" else data
     root = parse_xml(data, name)
@@ -318,7 +318,7 @@ def header_states(
                 now["clef"][clef.get("number", "1")] = clef
     return states
 
-
+# %% ../../nbs/notation/score.ipynb #c438c2c3
 def restate_header(
     measure: ET.Element,  # changed in place
     state: dict,  # one of `header_states`
@@ -403,7 +403,7 @@ def _unpaired_slurs(part: ET.Element) -> list[tuple[ET.Element, ET.Element]]:
                 lost.append((note, e))
     return lost + list(open_slurs.values())
 
-
+# %% ../../nbs/notation/score.ipynb #d4709e76
 _LINES = ("octave-shift", "wedge", "pedal")  # directions with a start and a stop
 
 

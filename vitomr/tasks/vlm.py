@@ -526,7 +526,7 @@ def batches_of(questions: Sequence[Question], size: int, cfg: LoopConfig):
 
     return data
 
-
+# %% ../../nbs/tasks/vlm.ipynb #673fb2c3
 class Teachable(Protocol):
     "A policy that can be trained on right answers."
 

@@ -172,7 +172,7 @@ def _save(run: RunFolder, ctx: StepContext, optimizers: Optimizers, ema: Ema, st
     state = {"model": ctx.weights.named, "optimizers": optimizers.state_dict(), "ema": ema.shadow}
     run.save(step, **state, reference=reference, bad_steps=ctx.bad_steps)
 
-
+# %% ../../nbs/train/practice.ipynb #9c89db05
 def _begun(cfg: PracticeConfig, about: Mapping | None) -> dict:
     "What is written to config.json."
     settings = asdict(cfg)

@@ -79,7 +79,7 @@ class RewardFunction:
     def takes_groups(self) -> bool:
         return getattr(self.function, "takes_groups", False)
 
-
+# %% ../../nbs/train/reward_functions.ipynb #c0fc2d42
 def reward_functions(
     given: Any,  # one or several of: a callable, a registered name, module:function
     weights: Sequence[float] | None = None,

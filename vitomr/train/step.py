@@ -333,7 +333,7 @@ def sample_slices(
         groups += _sampled(batch, states, got, [group for scores, _ in found for group in scores])
     return groups, greedy
 
-
+# %% ../../nbs/train/step.ipynb #f257be80
 def _sampled(
     batch: Sequence[GroupSlice], states: Sequence, got, rewards: list[list[RewardTerms]]
 ) -> list[SampledGroup]:

@@ -130,7 +130,7 @@ def _regularisers(
 def _fitted(x: torch.Tensor, length: int) -> torch.Tensor:  # (N, T) → (N, length)
     return torch.nn.functional.pad(x[:, :length], (0, max(0, length - x.shape[1])))
 
-
+# %% ../../nbs/train/update.ipynb #1b4967fc
 def objective(
     ctx: StepContext,
     m: MicroBatch,
