@@ -25,7 +25,7 @@ from vitomr.page import systems as page_systems
 from vitomr.page.staves import NoStaffError, open_picture
 from vitomr.page.systems import crop, find_systems, match_outlines
 
-STAGES = ("_roughly_level", "_ridges", "_answers", "_follow", "_lay_flat", "_staves", "_group")
+STAGES = ("roughly_level", "line_ridges", "staff_answers", "follow_staves", "lay_flat", "staves_on_curves", "_group")
 seconds: dict[str, float] = defaultdict(float)
 
 

@@ -152,7 +152,7 @@ def test_words_are_told_from_staves_by_the_other_staves(monkeypatch, usual, othe
         return level.Staff(100, 1300, row, row + 4 * curve.space), curve.strokes
 
     monkeypatch.setattr(level, "_staff", staff)
-    found = level._staves(None, curves, np.arange(5) * 150.0)
+    found = level.staves_on_curves(None, curves, np.arange(5) * 150.0)
     assert [s.top for s in found] == [y for y in (0, 150, 300, 450, 600) if is_staff or y != 300]
 
 
@@ -266,7 +266,8 @@ def test_a_bracket_on_a_pale_scan_is_no_brace(songs):
 
 
 def laid_out(*found, before=()):
-    return joins._layouts([joins._evidence(js) for js in found], [joins._evidence(js) for js in before])
+    of_page, of_earlier = ([joins.one_part_evidence(js) for js in systems] for systems in (found, before))
+    return joins.part_layouts(of_page, of_earlier)
 
 
 def test_a_doubtful_system_follows_the_others_of_its_page():

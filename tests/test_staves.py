@@ -11,7 +11,7 @@ from vitomr.page.staves import (
     UP,
     Normalised,
     NoStaffError,
-    _comb,
+    comb_score,
     estimate_staff_space,
     estimate_tilt,
     flatten_ground,
@@ -346,5 +346,5 @@ def test_half_a_staff_space_is_no_staff_space():
     "Half of it meets lines at its second and fourth step, but not at its first and third."
     lag, space = np.arange(0, 200 * UP) / UP, 12.0
     corr = sum((5 - k) * np.exp(-(((lag - k * space) / 1.5) ** 2)) for k in range(5)) - 0.5  # paper between the lines
-    whole, half = _comb(corr, np.array([space, space / 2]))
+    whole, half = comb_score(corr, np.array([space, space / 2]))
     assert half < 0.2 * whole

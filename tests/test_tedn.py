@@ -19,7 +19,7 @@ from rapidfuzz.distance import Levenshtein
 from vitomr.notation import tedn as module
 from vitomr.notation.lmx import EOS_ID, N_PLAIN, VOCABULARY, encode, linearise
 from vitomr.notation.musicxml import delinearise
-from vitomr.notation.part_tree import PartTree, _compile
+from vitomr.notation.part_tree import PartTree, compiled
 from vitomr.notation.score import as_score, cut_excerpt, music21_to_xml, parts, root_of
 from vitomr.notation.tedn import Tedn, prepare, tedn, tedn_group
 
@@ -509,4 +509,4 @@ def test_no_folder_for_the_cache_is_no_fault(monkeypatch):
         return real(**options)
 
     monkeypatch.setattr(numba, "njit", refuses)
-    assert _compile(lambda x: x + 1)(1) == 2
+    assert compiled(lambda x: x + 1)(1) == 2

@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from .vary import CLEF_NOTES, STEPS, _put
+from .vary import CLEF_NOTES, STEPS, put_child
 from ..notation.score import ScoreError, drop_dangling, text_of
 
 # %% ../../nbs/data/forms.ipynb #2cfe0b02
@@ -81,9 +81,9 @@ def _spell_rests(piece: list[ET.Element], length: int, divisions: int) -> None:
         if (spelled := RESTS.get(Fraction(length, divisions))) is None or _length(note) != length:
             raise ScoreError("a whole-bar rest that needs several rests")
         note.find("rest").attrib.pop("measure", None)
-        _put(note, "type", spelled[0])
+        put_child(note, "type", spelled[0])
         for _ in range(spelled[1] - len(note.findall("dot"))):
-            _put(note, "dot")
+            put_child(note, "dot")
 
 
 def _rests_throughout(piece: list[ET.Element]) -> bool:
@@ -214,7 +214,7 @@ def _move(chords: list[list[ET.Element]], staff: str, middle: int) -> None:
     octaves = round((middle - float(np.mean([_steps(n) for n in notes]))) / 7)
     for note in notes:
         note.find("pitch/octave").text = str(int(text_of(note, "pitch/octave")) + octaves)
-        _put(note, "staff", staff)
+        put_child(note, "staff", staff)
         for box in note.findall("notations"):
             for slur in box.findall("slur"):
                 box.remove(slur)
@@ -262,7 +262,7 @@ def beams_across(
             half = int(rng.integers(1, len(group)))
             _move(group[half:] if rng.random() < 0.5 else group[:half], other, middles[other])
             for note in (n for chord in group for n in chord):
-                _put(note, "stem", "down" if note.findtext("staff") == "1" else "up")
+                put_child(note, "stem", "down" if note.findtext("staff") == "1" else "up")
             n += 1
     drop_dangling(part)
     return n

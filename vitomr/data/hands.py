@@ -13,7 +13,7 @@ from math import lcm
 
 import numpy as np
 
-from .vary import MAX_LEDGER, _height, _put, _scale_time, ledger_lines, transpose
+from .vary import MAX_LEDGER, ledger_lines, put_child, scale_divisions, steps_above_c0, transpose
 from ..notation.score import HEADER_TAGS, ScoreError, drop_dangling, placed_notes
 
 # %% ../../nbs/data/hands.ipynb #6bc3666d
@@ -51,17 +51,17 @@ def _as_chords(upper: list[ET.Element], lower: list[ET.Element], middle: int) ->
     found = []
     for high, low in zip(upper, lower, strict=True):
         pair = [n for n in (low, high) if n.find("pitch") is not None]
-        heights = [_height(n) for n in pair]
+        heights = [steps_above_c0(n) for n in pair]
         if len(pair) < 2 or heights[0] >= heights[1]:
             found.append(high)
             pair = pair[-1:]
         else:
             found += [low, high]
-            _put(high, "chord")
+            put_child(high, "chord")
             for e in high.findall("beam") + [e for e in high.findall("notations") if e.find("tuplet") is not None]:
                 high.remove(e)
         for n in pair:
-            _put(n, "stem", "down" if sum(heights) >= len(heights) * middle else "up")
+            put_child(n, "stem", "down" if sum(heights) >= len(heights) * middle else "up")
     return found
 
 # %% ../../nbs/data/hands.ipynb #aa4409d2
@@ -80,10 +80,10 @@ def _hand(lines: list[list[ET.Element]], staff: int, with_chords: bool) -> list[
         lines = [chords] if chords else lines
     for i, notes in enumerate(lines):
         for note in notes:
-            _put(note, "voice", str(4 * staff - 3 + i))
-            _put(note, "staff", str(staff))
+            put_child(note, "voice", str(4 * staff - 3 + i))
+            put_child(note, "staff", str(staff))
             if len(lines) == 2 and note.find("pitch") is not None:
-                _put(note, "stem", ("up", "down")[i])
+                put_child(note, "stem", ("up", "down")[i])
     return lines
 
 # %% ../../nbs/data/hands.ipynb #88b85b52
@@ -233,7 +233,7 @@ def other_hand(
             raise ScoreError("bars of different lengths, or notes too far from their staff in the other key")
         divisions = [int(e.findtext("measure/attributes/divisions", "1")) for e in (part, other)]
         for e, own in zip((part, other), divisions, strict=True):
-            _scale_time(e, lcm(*divisions) // own)
+            scale_divisions(e, lcm(*divisions) // own)
         for above, below in zip(part.iterfind("measure"), other.iterfind("measure"), strict=True):
             _put_under(above, below)
     except ValueError as e:
@@ -257,7 +257,7 @@ def lines_together(
             raise ScoreError("a line that changes its key or its metre")
         theirs = int(voice.findtext("measure/attributes/key/fifths", "0"))
         line = transpose(voice, key - theirs)
-        heights = [_height(n) for n in line.iter("note") if n.find("pitch") is not None]
+        heights = [steps_above_c0(n) for n in line.iter("note") if n.find("pitch") is not None]
         if not heights:
             raise ScoreError("a line without notes")
         octaves = round((place + rng.normal(0, 2) - np.mean(heights)) / 7)

@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 
-from .vary import CLEF_NOTES, STEPS, _put
+from .vary import CLEF_NOTES, STEPS, put_child
 from ..notation.marks import DYNAMICS, NOTE_MARKS, add_bar_lines, add_note_mark, bar_tokens, direction_element
 from ..notation.score import text_of
 
@@ -125,7 +125,7 @@ def add_ornaments(
     "Write turns, mordents, wedges and breath marks over some notes that have no notations."
     for note in part.iter("note"):
         if rng.random() < share and not any(note.find(t) is not None for t in ("rest", "grace", "chord", "notations")):
-            _put(note, "notations")
+            put_child(note, "notations")
             add_note_mark(note, NOTE_MARKS[rng.integers(len(NOTE_MARKS))])
 
 # %% ../../nbs/data/signs.ipynb #4a44f90c

@@ -18,12 +18,12 @@ from vitomr.data.vary import (
     FIFTHS,
     NOTE_ORDER,
     STEPS,
-    _bottom,
-    _fixed_stems,
-    _height,
-    _put,
-    _scale_time,
-    _write_alter,
+    bottom_line_of,
+    fixed_stems,
+    put_child,
+    scale_divisions,
+    steps_above_c0,
+    write_alter,
 )
 from ..notation.score import text_of
 
@@ -201,14 +201,14 @@ def _chord(note: ET.Element, heights: list[int], alters: dict[int, int], signs: 
     notes = []
     for i, h in enumerate(heights):
         e = copy.deepcopy(note)
-        pitch = _put(e, "pitch")
+        pitch = put_child(e, "pitch")
         ET.SubElement(pitch, "step").text = STEPS[h % 7]
-        _write_alter(pitch, "alter", alters.get(h, alters.get(h % 7, 0)), 1)
+        write_alter(pitch, "alter", alters.get(h, alters.get(h % 7, 0)), 1)
         ET.SubElement(pitch, "octave").text = str(h // 7)
         if i:
-            _put(e, "chord")
+            put_child(e, "chord")
         if h in signs:
-            _put(e, "accidental", signs.pop(h))
+            put_child(e, "accidental", signs.pop(h))
         notes.append(e)
     return notes
 
@@ -241,7 +241,7 @@ def _alters(key: int) -> dict[int, int]:
 def _pitches(old: list[ET.Element]) -> tuple[list[int], dict[int, int], dict[int, str]]:
     "Heights in steps, alterations and printed accidentals of notes."
     pitched = [n for n in old if n.find("pitch") is not None]
-    heights = [_height(n) for n in pitched]
+    heights = [steps_above_c0(n) for n in pitched]
     alters = {h: int(n.findtext("pitch/alter", "0")) for h, n in zip(heights, pitched, strict=True)}
     signs = {h: n.findtext("accidental") for h, n in zip(heights, pitched, strict=True)}
     return sorted(set(heights)), alters, {h: s for h, s in signs.items() if s}
@@ -253,8 +253,8 @@ def _letter(group: list[list[ET.Element]], style: _Tuplets, is_hidden: bool) -> 
     how = {"bracket": "no", "show-number": "none"} if is_hidden and is_beamed else {}
     if not how and style.bracket:
         how = {"bracket": style.bracket if is_beamed else "yes"}
-    ET.SubElement(_put(group[0][0], "notations"), "tuplet", {"type": "start", **how})
-    ET.SubElement(_put(group[-1][0], "notations"), "tuplet", {"type": "stop"})
+    ET.SubElement(put_child(group[0][0], "notations"), "tuplet", {"type": "start", **how})
+    ET.SubElement(put_child(group[-1][0], "notations"), "tuplet", {"type": "stop"})
 
 # %% ../../nbs/data/tuplets.ipynb #2828313f
 def _sounding(old: list[list[ET.Element]], span: int, k: int) -> list[ET.Element]:
@@ -304,9 +304,9 @@ def _keep(old: list[list[ET.Element]], new: list[ET.Element]) -> None:
     "Move notations and lyrics of the first and last old notes to the first and last new ones."
     first, last = old[0][0].find("notations"), old[-1][0].find("notations")
     if first is not None:
-        _put(new[0], "notations").extend(first)
+        put_child(new[0], "notations").extend(first)
     if last is not None and len(old) > 1:
-        _put(new[-1], "notations").extend(last.findall("slur"))
+        put_child(new[-1], "notations").extend(last.findall("slur"))
     new[0].extend(old[0][0].findall("lyric"))
 
 
@@ -314,7 +314,7 @@ def _middles(part: ET.Element) -> dict[str, int]:
     "The height of the middle line of each staff at the start of an excerpt."
     found = {}
     for clef in part.iterfind("measure/attributes/clef"):
-        found.setdefault(clef.get("number", "1"), _bottom(clef) + 4)
+        found.setdefault(clef.get("number", "1"), bottom_line_of(clef) + 4)
     return found
 
 # %% ../../nbs/data/tuplets.ipynb #60dd34f6
@@ -338,13 +338,13 @@ def add_tuplets(
         return 0
     beats, unit = (time.findtext(t, "") if time is not None else "" for t in ("beats", "beat-type"))
     style = _tuplets(unit in ("8", "16") and beats in ("6", "9", "12"), rng)
-    _scale_time(part, 8 * style.units)
+    scale_divisions(part, 8 * style.units)
     divisions = int(heads[0].text or "")
     key, middles = int(part.findtext("measure/attributes/key/fifths", "0")), _middles(part)
     shares: dict[str, float] = {}
     n_groups = n_notes = 0
     for measure in part.iterfind("measure"):
-        stems = _fixed_stems(measure)
+        stems = fixed_stems(measure)
         for run in _runs(measure):
             model = run[0][1][0]
             voice, middle = model.findtext("voice", "1"), middles.get(model.findtext("staff", "1"), 34)

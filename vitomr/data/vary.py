@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIFTHS', 'STEPS', 'ACCIDENTALS', 'CLEF_NOTES', 'MAX_LEDGER', 'RARE', 'NOTE_ORDER', 'MARKS', 'VALUES', 'WHITE',
-           'transpose', 'ledger_lines', 'in_random_key', 'rarity', 'rare_start', 'mixed_bars', 'add_marks', 'show_time',
-           'say_voices_and_stems', 'double_values', 'add_neighbour']
+           'steps_above_c0', 'write_alter', 'transpose', 'bottom_line_of', 'ledger_lines', 'in_random_key', 'rarity',
+           'rare_start', 'mixed_bars', 'put_child', 'add_marks', 'show_time', 'fixed_stems', 'say_voices_and_stems',
+           'double_values', 'scale_divisions', 'add_neighbour']
 
 # %% ../../nbs/data/vary.ipynb #f5942d6d
 import copy
@@ -32,12 +33,12 @@ def _moved(step: str, alter: int, fifths: int) -> tuple[str, int]:
     return FIFTHS[at % 7], at // 7
 
 
-def _height(note: ET.Element) -> int:
+def steps_above_c0(note: ET.Element) -> int:
     "Steps above C0."
     return STEPS.index(text_of(note, "pitch/step")) + 7 * int(text_of(note, "pitch/octave"))
 
 # %% ../../nbs/data/vary.ipynb #2c90c456
-def _write_alter(parent: ET.Element, tag: str, alter: int, at: int) -> None:
+def write_alter(parent: ET.Element, tag: str, alter: int, at: int) -> None:
     "Write an alteration into an element, or remove it if it is 0."
     if (e := parent.find(tag)) is not None:
         parent.remove(e)
@@ -53,11 +54,11 @@ def _transpose_note(note: ET.Element, fifths: int, steps: int) -> None:
     if pitch is None:
         return
     step, alter, octave = pitch.find("step"), int(pitch.findtext("alter", "0")), pitch.find("octave")
-    old, height = text_of(pitch, "step"), _height(note)
+    old, height = text_of(pitch, "step"), steps_above_c0(note)
     name, new = _moved(old, alter, fifths)
     octave.text = str((height + steps) // 7)
     step.text = name
-    _write_alter(pitch, "alter", new, 1)
+    write_alter(pitch, "alter", new, 1)
     if (sign := note.find("accidental")) is not None:
         if _ALTERS.get(sign.text or "") != alter:
             raise ScoreError(f"the accidental {sign.text} before a note of alteration {alter}")
@@ -87,7 +88,7 @@ def transpose(
                     old, alter = text_of(named, f"{tag}-step"), int(named.findtext(f"{tag}-alter", "0"))
                     step, alter = _moved(old, alter, fifths)
                     named.find(f"{tag}-step").text = step
-                    _write_alter(named, f"{tag}-alter", alter, 1)
+                    write_alter(named, f"{tag}-alter", alter, 1)
     except (ValueError, AttributeError, TypeError) as e:
         raise e if isinstance(e, ScoreError) else ScoreError(f"this part cannot be transposed ({e})") from e
     return part
@@ -97,7 +98,7 @@ CLEF_NOTES = {"G": 32, "C": 28, "F": 24}  # steps above C0 of the note that the 
 MAX_LEDGER = 6
 
 
-def _bottom(clef: ET.Element) -> int:
+def bottom_line_of(clef: ET.Element) -> int:
     "Height of the bottom line."
     reference = CLEF_NOTES.get(clef.findtext("sign", ""), 32) - 2 * (int(clef.findtext("line", "2")) - 1)
     return reference + 7 * int(clef.findtext("clef-octave-change", "0"))
@@ -110,9 +111,9 @@ def ledger_lines(
     bottom, most = {}, 0
     for e in (e for measure in part.iterfind("measure") for e in measure):
         for clef in e.iterfind("clef") if e.tag == "attributes" else ():
-            bottom[clef.get("number", "1")] = _bottom(clef)
+            bottom[clef.get("number", "1")] = bottom_line_of(clef)
         if e.tag == "note" and e.find("pitch") is not None:
-            height = _height(e) - bottom.get(e.findtext("staff", "1"), 30)
+            height = steps_above_c0(e) - bottom.get(e.findtext("staff", "1"), 30)
             most = max(most, (height - 8) // 2, -height // 2)
     return most
 
@@ -217,7 +218,7 @@ MARKS: dict[str, tuple[str | None, dict[str, str], Sequence[str | None]]] = {
 }  # fmt: skip
 
 
-def _put(note: ET.Element, tag: str, text: str | None = None) -> ET.Element:
+def put_child(note: ET.Element, tag: str, text: str | None = None) -> ET.Element:
     "The child with that tag; if there is none, it is added at its place in the order."
     e = note.find(tag)
     if e is None:
@@ -241,7 +242,7 @@ def add_marks(
         is_free = not any(note.find(t) is not None for t in ("rest", "grace", "chord", "notations"))
         fits = name != "tremolo" or (note.findtext("type") in ("quarter", "half") and note.find("beam") is None)
         if rng.random() < share and is_free and fits:
-            inside = _put(note, "notations")
+            inside = put_child(note, "notations")
             ET.SubElement(ET.SubElement(inside, box) if box else inside, name, attributes).text = text
 
 # %% ../../nbs/data/vary.ipynb #3cbff2c8
@@ -263,12 +264,12 @@ def _placed(measure: ET.Element, middles: dict[str, int]) -> Iterator[tuple[ET.E
     "Notes with a stem, and their steps above the middle line. Clefs on the way update `middles`."
     for e in measure:
         for clef in e.iterfind("clef") if e.tag == "attributes" else ():
-            middles[clef.get("number", "1")] = _bottom(clef) + 4
+            middles[clef.get("number", "1")] = bottom_line_of(clef) + 4
         if e.tag == "note" and e.find("pitch") is not None and e.findtext("type", "whole") not in _STEMLESS:
-            yield e, _height(e) - middles.get(e.findtext("staff", "1"), 34)
+            yield e, steps_above_c0(e) - middles.get(e.findtext("staff", "1"), 34)
 
 
-def _fixed_stems(measure: ET.Element) -> dict[str, str]:
+def fixed_stems(measure: ET.Element) -> dict[str, str]:
     "The stems of voices that share a staff with another."
     on_staff: dict[str, list[str]] = {}
     for note in measure.iterfind("note"):
@@ -285,10 +286,10 @@ def say_voices_and_stems(
     "Write voice 1 for notes without a voice, and stems if the whole part has none."
     for note in part.iter("note"):
         if not note.findtext("voice"):
-            _put(note, "voice", "1")
+            put_child(note, "voice", "1")
     middles: dict[str, int] = {}
     for measure in part.iterfind("measure") if part.find(".//note/stem") is None else ():
-        fixed, groups = _fixed_stems(measure), {}
+        fixed, groups = fixed_stems(measure), {}
         for note, above in _placed(measure, middles):
             is_grace = note.find("grace") is not None
             of = groups.setdefault((note.findtext("voice"), note.findtext("staff"), is_grace), [])
@@ -301,7 +302,7 @@ def say_voices_and_stems(
                 heights = [above for _, above in group]
                 free = "up" if is_grace else "down" if max(heights) + min(heights) >= 0 else "up"
                 for note, _ in group:
-                    _put(note, "stem", fixed.get(voice, free))
+                    put_child(note, "stem", fixed.get(voice, free))
 
 # %% ../../nbs/data/vary.ipynb #6cd0d244
 VALUES = ("256th", "128th", "64th", "32nd", "16th", "eighth", "quarter", "half", "whole", "breve", "long")
@@ -357,7 +358,7 @@ def double_values(
         tuplet.attrib.pop("bracket", None)
 
 # %% ../../nbs/data/vary.ipynb #bf22949e
-def _scale_time(part: ET.Element, by: int) -> None:
+def scale_divisions(part: ET.Element, by: int) -> None:
     "Use finer divisions; the music stays the same."
     for e in (e for tag in ("divisions", "duration", "offset") for e in part.iter(tag)):
         e.text = str(int(e.text or "") * by)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from lmx.linearization import vocabulary as V
 
-from .analysis import Event, _length, _spelled, analyse
+from .analysis import Event, analyse, note_types_lasting, ticks_of
 from .lmx import TOKEN_ID
 from .marks import NOTE_MARKS
 
@@ -47,7 +47,7 @@ class Note:
         if "grace" in self.before or self.root == "rest:measure":
             return 0 if "grace" in self.before or self.event is None else self.event.length
         tuplet = next((t for t in self.after if t in V.TIME_MODIFICATION_TOKENS), None)
-        return _length(self.root, self.after.count("dot"), tuplet)
+        return ticks_of(self.root, self.after.count("dot"), tuplet)
 
     @property
     def content(self) -> tuple:
@@ -206,7 +206,7 @@ def _elapsed(items: Sequence[Note | str]) -> int:
         if isinstance(x, Note):
             now += 0 if x.is_chord else x.length
         elif x == "forward" and at + 1 < len(items) and items[at + 1] in V.NOTE_TYPE_TOKENS:
-            now += _length(items[at + 1])
+            now += ticks_of(items[at + 1])
         at += 1
     return now
 
@@ -244,9 +244,9 @@ def _refit(line: Line, bar: int, before: Sequence[Note | str]) -> None:
         shift += _elapsed(now) - _elapsed(was)
         made += now
         if back and shift:
-            target = sum(_length(t) for t in back if t in V.NOTE_TYPE_TOKENS) + shift
+            target = sum(ticks_of(t) for t in back if t in V.NOTE_TYPE_TOKENS) + shift
             is_plain = target > 0 and all(t == "backup" or t in V.NOTE_TYPE_TOKENS for t in back)
-            roots = _spelled(target) if is_plain else []
+            roots = note_types_lasting(target) if is_plain else []
             back, shift = ([t for r in roots for t in ("backup", r)] or back), (0 if roots else shift)
         made += back
     line.items[start:end] = made

@@ -16,8 +16,8 @@ import numpy as np
 
 from .lmx import N_PLAIN, TOKEN_ID, VOCABULARY
 from .marks import PRINT_TOKENS, plain_positions
-from .part_tree import PartTree, _compile, _tree_of_part
-from .token_tree import _NOTE_TAG, _tree_of_ids
+from .part_tree import PartTree, compiled, tree_of_part
+from .token_tree import NOTE_TAG, tree_of_ids
 
 # %% ../../nbs/notation/tedn.ipynb #5fb7022e
 SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQSTUVWXYZ.,!?:;/\\|-_=+><[]{}()*&^%$#@~`"  # no R: a rest
@@ -26,7 +26,7 @@ SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQSTUVWXYZ.,!?:;/\
 _SYMBOL_CHARS = np.array([ord(c) for c in SYMBOLS], np.int32)
 
 
-@_compile
+@compiled
 def _write_symbols(tree, known):
     "The texts of a tree with pitch symbols filled in: the index of a pitch in `known`, new pitches after those."
     symbol, n = np.empty(len(tree.pitches), np.int32), len(known)
@@ -44,7 +44,7 @@ def _write_symbols(tree, known):
     return text
 
 # %% ../../nbs/notation/tedn.ipynb #68e10421
-@_compile
+@compiled
 def _levenshtein(a, a0, a1, b, b0, b1, row):
     "Insertions, deletions and substitutions between a[a0:a1] and b[b0:b1]; `row` is scratch, longer than b."
     for y in range(b1 - b0 + 1):
@@ -59,18 +59,18 @@ def _levenshtein(a, a0, a1, b, b0, b1, row):
     return row[b1 - b0]
 
 # %% ../../nbs/notation/tedn.ipynb #3917eeb7
-@_compile
+@compiled
 def _costs(pred, gold):
     "(u, v) what changing a label of the prediction into one of the reference saves; (v,) the cost of inserting one."
     match, insert = np.empty((len(pred.tag), len(gold.tag)), np.int32), np.ones(len(gold.tag), np.int32)
     a, b = _write_symbols(pred, gold.pitches), _write_symbols(gold, gold.pitches)
     row = np.empty(len(b) + 1, np.int32)
     for j in range(len(gold.tag)):
-        b0, b1, is_note = gold.end[j - 1] if j else 0, gold.end[j], gold.tag[j] == _NOTE_TAG
+        b0, b1, is_note = gold.end[j - 1] if j else 0, gold.end[j], gold.tag[j] == NOTE_TAG
         insert[j] = 1 + (b1 - b0) * is_note
         for i in range(len(pred.tag)):
             a0, a1 = pred.end[i - 1] if i else 0, pred.end[i]
-            if is_note or pred.tag[i] == _NOTE_TAG:
+            if is_note or pred.tag[i] == NOTE_TAG:
                 update = _levenshtein(a, a0, a1, b, b0, b1, row)
             else:
                 update = int(a1 - a0 != b1 - b0)
@@ -83,7 +83,7 @@ def _costs(pred, gold):
 _U = np.uintp  # an index that cannot be negative, which spares a check
 
 
-@_compile
+@compiled
 def _keyroots(left):
     "The root and every node with a sibling before it, ascending."
     last, n = np.full(len(left), -1, np.int32), 0
@@ -97,7 +97,7 @@ def _keyroots(left):
     return roots[:n]
 
 # %% ../../nbs/notation/tedn.ipynb #0123d250
-@_compile
+@compiled
 def _saved(pred_label, pred_left, pred_group, gold_label, gold_left, gold_group, match):
     "What the best mapping between two trees saves over removing one and inserting the other."
     width = len(gold_label) + 1
@@ -137,7 +137,7 @@ def _distance(pred: PartTree, gold: PartTree) -> tuple[int, int]:
 BAND = 4  # measures to either side
 
 
-@_compile
+@compiled
 def _measures(left):
     "Indices of the children of the root, in order."
     ends, n, i = np.empty(len(left), np.int64), len(left), len(left) - 2
@@ -148,7 +148,7 @@ def _measures(left):
     return ends[n:]
 
 # %% ../../nbs/notation/tedn.ipynb #d07d90fd
-@_compile
+@compiled
 def _saved_at_least(pred, gold, match, most_cells):
     "What aligning whole measures saves; of a pair with over `most_cells` pairs of nodes only the roots."
     a, b = _measures(pred.left), _measures(gold.left)
@@ -220,12 +220,12 @@ def prepare(
     if isinstance(music, str | bytes):
         raise ValueError(f"a text ({music[:40]!r}) is not a list of tokens; split it, or parse it as MusicXML")
     if not isinstance(music, ET.Element):
-        return _tree_of_ids(_ids(music))
+        return tree_of_ids(_ids(music))
     part = music.find("part") if music.tag == "score-partwise" else music
     if part is None or part.tag != "part":
         what = "a <score-partwise> without a <part>" if part is None else f"<{str(music.tag)[:40]}>"
         raise ValueError(f"{what} cannot be scored; give a <part>, or a <score-partwise> that holds one")
-    return _tree_of_part(part, flavour)
+    return tree_of_part(part, flavour)
 
 # %% ../../nbs/notation/tedn.ipynb #e9dab465
 def tedn(

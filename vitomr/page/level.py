@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'MAX_LEVEL', 'SMALLER', 'LONGEST', 'LARGEST', 'STRIP', 'FAINT', 'SCALES', 'MIN_ANSWER', 'MIN_STRIPS',
-           'FAINTER', 'BRIDGE', 'Level', 'Staff']
+           'FAINTER', 'BRIDGE', 'roughly_level', 'line_ridges', 'staff_answers', 'stretches', 'follow_staves', 'Level',
+           'lay_flat', 'Staff', 'staff_rows', 'long_stroke_share', 'staves_on_curves']
 
 # %% ../../nbs/page/level.ipynb #36d2be50
 import math
@@ -17,15 +18,15 @@ import numpy as np
 from vitomr.page.staves import (
     UP,
     NoStaffError,
-    _comb,
-    _correlate,
-    _level,
-    _measure,
-    _spectra,
-    _stretch,
-    _strips,
+    comb_score,
+    correlation_at_lags,
     flatten_ground,
+    ink_strips,
     map_points,
+    measure_staves,
+    rotated,
+    stretched_contrast,
+    strip_spectra,
 )
 
 # %% ../../nbs/page/level.ipynb #9103c3ad
@@ -49,27 +50,27 @@ class _Rough:
 # %% ../../nbs/page/level.ipynb #09134a08
 def _space_of(flat: np.ndarray) -> float:
     "Staff space of a page, px: of distances that fit equally well the smallest, because the others are its multiples."
-    spectra, n = _spectra(_strips(flat)[0])
+    spectra, n = strip_spectra(ink_strips(flat)[0])
     most = min(len(flat), round(flat.shape[1] * LARGEST))
     power, f = (spectra.real**2 + spectra.imag**2).sum(0), np.fft.rfftfreq(n)
-    corr = _correlate(power * f**1.25 * np.exp(-((2 * np.pi * f * 0.7) ** 2)), n)
+    corr = correlation_at_lags(power * f**1.25 * np.exp(-((2 * np.pi * f * 0.7) ** 2)), n)
     s = np.geomspace(3, max(most / 4.2, 4), 240)
-    best = s[(_comb(corr[: most * UP], s) / s**SMALLER).argmax()]
+    best = s[(comb_score(corr[: most * UP], s) / s**SMALLER).argmax()]
     near = best * np.linspace(0.97, 1.03, 121)
-    fine = _correlate(power * np.exp(-((2 * np.pi * f * 0.9) ** 2)), n)
-    return float(near[_comb(fine[: most * UP], near).argmax()])
+    fine = correlation_at_lags(power * np.exp(-((2 * np.pi * f * 0.9) ** 2)), n)
+    return float(near[comb_score(fine[: most * UP], near).argmax()])
 
 
-def _roughly_level(gray: np.ndarray) -> _Rough:
+def roughly_level(gray: np.ndarray) -> _Rough:
     "Even light, staff space SPACE, mean tilt undone. Raises NoStaffError."
     flat = flatten_ground(gray)
     h, w = flat.shape
-    space, slope, confidence = _measure(flat, _space_of(flat), LONGEST)
+    space, slope, confidence = measure_staves(flat, _space_of(flat), LONGEST)
     if h * w * (SPACE / space) ** 2 > MAX_LEVEL:
         raise NoStaffError(f"picture of {w} x {h} px: no staff lines found; give a page of printed music")
     tilt = math.degrees(math.atan(slope))
-    img, matrix = _level(flat, SPACE / space, tilt)
-    return _Rough(_stretch(img), matrix, space, tilt, confidence)
+    img, matrix = rotated(flat, SPACE / space, tilt)
+    return _Rough(stretched_contrast(img), matrix, space, tilt, confidence)
 
 # %% ../../nbs/page/level.ipynb #46ae0e56
 STRIP = 16  # px
@@ -77,7 +78,7 @@ FAINT = 0.15  # px of ink in the height of a line, that is half as good as black
 SCALES = np.geomspace(0.78, 1.25, 13)  # staff space of one staff by that of the page
 
 
-def _ridges(img: np.ndarray) -> np.ndarray:  # float32 (n, H), 0..1
+def line_ridges(img: np.ndarray) -> np.ndarray:  # float32 (n, H), 0..1
     "How much of a thin dark line each strip holds at each row."
     n = img.shape[1] // STRIP
     mean = cv2.resize(img[:, : n * STRIP], (n, img.shape[0]), interpolation=cv2.INTER_AREA)
@@ -98,7 +99,7 @@ def _shifted(a: np.ndarray, by: int) -> np.ndarray:
     return out
 
 # %% ../../nbs/page/level.ipynb #2da931f0
-def _answers(ridges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (n, H) answer, (n, H) staff space px
+def staff_answers(ridges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (n, H) answer, (n, H) staff space px
     "How much each strip looks like a staff with its middle line at each row."
     best, size = np.full_like(ridges, -1), np.zeros_like(ridges)
     for s in SPACE * SCALES:
@@ -131,7 +132,7 @@ def _best_path(answer: np.ndarray) -> np.ndarray:  # int (n,)
     return np.array(path[::-1])
 
 
-def _runs(on: np.ndarray, bridge: int) -> list[tuple[int, int]]:
+def stretches(on: np.ndarray, bridge: int) -> list[tuple[int, int]]:
     "Start and end of the stretches of True; those less than `bridge` apart are joined."
     edges = np.flatnonzero(np.diff(np.r_[0, on.astype(np.int8), 0]))
     found: list[tuple[int, int]] = []
@@ -180,7 +181,7 @@ def _is_echo(one: _Curve, other: _Curve) -> bool:
     return long_enough and b > a and abs(one.y[a:b] - other.y[a:b]).mean() < 7.5 * SPACE
 
 
-def _follow(answer: np.ndarray, sizes: np.ndarray, most: int = 80) -> list[_Curve]:
+def follow_staves(answer: np.ndarray, sizes: np.ndarray, most: int = 80) -> list[_Curve]:
     "All staves, from the top."
     answer, found, strips = answer.copy(), [], np.arange(len(answer))
     for _ in range(most):
@@ -188,7 +189,7 @@ def _follow(answer: np.ndarray, sizes: np.ndarray, most: int = 80) -> list[_Curv
         got = answer[strips, path]
         if got.sum() < MIN_STRIPS * MIN_ANSWER:
             break
-        for a, b in _runs(np.convolve(got, np.ones(5) / 5, "same") > MIN_ANSWER / 2, BRIDGE):
+        for a, b in stretches(np.convolve(got, np.ones(5) / 5, "same") > MIN_ANSWER / 2, BRIDGE):
             ends = np.flatnonzero(got[a:b] > MIN_ANSWER)
             if len(ends) >= MIN_STRIPS:
                 a, b = a + int(ends[0]), a + int(ends[-1]) + 1
@@ -223,7 +224,7 @@ class Level:
         return map_points(np.c_[p[:, 0], p[:, 1] + down], back)
 
 
-def _lay_flat(rough: _Rough, curves: Sequence[_Curve]) -> tuple[Level, np.ndarray]:  # and the row of each middle line
+def lay_flat(rough: _Rough, curves: Sequence[_Curve]) -> tuple[Level, np.ndarray]:  # and the row of each middle line
     "Undo what is left of tilt, curl and perspective."
     h, w = rough.img.shape
     n, m = max(2, w // STRIP), max(2, h // STRIP + 1)
@@ -268,7 +269,7 @@ def _place_lines(ink: np.ndarray, row: float, space: float) -> tuple[float, floa
     return best[1:]
 
 
-def _rows_of(img: np.ndarray, top: float, bottom: float, a: int, b: int) -> np.ndarray:  # uint8 (9, b - a)
+def staff_rows(img: np.ndarray, top: float, bottom: float, a: int, b: int) -> np.ndarray:  # uint8 (9, b - a)
     "The darkest of three pixels along the lines of a staff and along the spaces between them, in turn."
     rows = np.round(np.linspace(top, bottom, 9)).astype(int)
     return np.stack([img[max(0, r - 1) : r + 2, a:b].min(0) for r in rows])
@@ -279,9 +280,9 @@ def _ends(lines: np.ndarray, middle: slice) -> tuple[int, int]:
     dark = cv2.blur(255 - lines.astype(np.float32), (5, 1))
     differ = dark[::2] - np.vstack([dark[1:2], (dark[1:-2:2] + dark[3::2]) / 2, dark[-2:-1]])  # (5, w), 0 at a brace
     clear = 0.35 * np.median(differ[:, middle])
-    runs = [(a, b) for a, b in _runs(differ.mean(0) > clear, SPACE // 4) if b - a >= SPACE]
+    runs = [(a, b) for a, b in stretches(differ.mean(0) > clear, SPACE // 4) if b - a >= SPACE]
     x0, x1 = (runs[0][0], runs[-1][1]) if runs else (middle.start, middle.stop)
-    for a, b in _runs((differ > clear).sum(0) >= 4, 1)[::-1]:  # a clef may hide all but their start
+    for a, b in stretches((differ > clear).sum(0) >= 4, 1)[::-1]:  # a clef may hide all but their start
         if b - a >= 3 and 0 < x0 - a and x0 - b < 3.5 * SPACE:
             x0 = a
     return x0, x1
@@ -296,7 +297,7 @@ def _goes_on(img: np.ndarray, top: float, bottom: float, columns: slice) -> bool
     return len(ink) == 3 and ink[1] > 40 and side(ink[0], ink[2]) > 0.8 * ink[1]
 
 
-def _strokes(lines: np.ndarray, ink: float, length: int) -> float:
+def long_stroke_share(lines: np.ndarray, ink: float, length: int) -> float:
     "Share of the lines (5, w), the worst left out, made of strokes that long, px. Those of words are short."
     long = cv2.morphologyEx((lines < ink).astype(np.uint8), cv2.MORPH_OPEN, np.ones((1, length), np.uint8))
     return float(np.sort(long.mean(1))[1])
@@ -309,10 +310,10 @@ def _staff(level: Level, curve: _Curve, row: float) -> tuple[Staff, float] | Non
     if top < 2 or bottom > len(level.img) - 3 or _goes_on(level.img, top, bottom, slice(x0, x1)):
         return None
     a, b = max(0, x0 - margin), min(level.img.shape[1], x1 + margin)
-    lines, middle = _rows_of(level.img, top, bottom, a, b), slice(x0 - a, x1 - a)
+    lines, middle = staff_rows(level.img, top, bottom, a, b), slice(x0 - a, x1 - a)
     ink = float(np.clip((np.median(lines[::2, middle]) + 255) / 2, 150, 235))
     left, right = _ends(lines, middle)
-    strokes = _strokes(lines[::2, left:right], ink, SPACE)
+    strokes = long_stroke_share(lines[::2, left:right], ink, SPACE)
     is_long = right - left > 60 * SPACE  # worn lines may be all short strokes
     if right - left < 6 * SPACE or not (is_long or strokes > 0.25):
         return None
@@ -326,7 +327,7 @@ def _usual(values: Sequence[float], weights: Sequence[float]) -> float:
     return float(values[order[np.searchsorted(total, total[-1] / 2)]])
 
 
-def _staves(level: Level, curves: Sequence[_Curve], rows: np.ndarray) -> list[Staff]:
+def staves_on_curves(level: Level, curves: Sequence[_Curve], rows: np.ndarray) -> list[Staff]:
     "The staves of a level page, without rows of words: much fainter than most, or faint and of another size."
     tried = [(_staff(level, c, row), c.strength) for c, row in zip(curves, rows, strict=True)]
     seen = [(*one, strength) for one, strength in tried if one]

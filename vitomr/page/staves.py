@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['MIN_SIDE', 'MAX_SIDE', 'MAX_PIXELS', 'FORMATS', 'MAX_FILE_BYTES', 'UP', 'PEAKS', 'BETWEEN', 'PLACES', 'WEIGHTS',
            'ODD', 'STEEPEST', 'MIN_CONFIDENCE', 'NoStaffError', 'to_gray', 'PictureError', 'open_picture',
-           'flatten_ground', 'StaffMeasure', 'estimate_staff_space', 'estimate_tilt', 'map_points', 'Normalised',
-           'normalise']
+           'flatten_ground', 'ink_strips', 'strip_spectra', 'correlation_at_lags', 'comb_score', 'measure_staves',
+           'StaffMeasure', 'estimate_staff_space', 'estimate_tilt', 'map_points', 'rotated', 'stretched_contrast',
+           'Normalised', 'normalise']
 
 # %% ../../nbs/page/staves.ipynb #fa907c13
 import math
@@ -162,7 +163,7 @@ def flatten_ground(
     return cv2.divide(gray, light, scale=255)
 
 # %% ../../nbs/page/staves.ipynb #b3950ef4
-def _strips(flat):
+def ink_strips(flat: np.ndarray) -> tuple[np.ndarray, int]:
     "Mean ink of narrow vertical strips, (n, H) float32 in 0..1, and their width in px."
     h, w = flat.shape
     k = int(np.clip(w // 64, 4, 16))
@@ -171,7 +172,7 @@ def _strips(flat):
     return np.ascontiguousarray(ink.T).astype(np.float32) / 255, k
 
 
-def _spectra(prof):
+def strip_spectra(prof: np.ndarray) -> tuple[np.ndarray, int]:
     "Fourier transform of each strip above its median, (n, F), and the padded length, so that lags do not wrap."
     n = cv2.getOptimalDFTSize(prof.shape[1] * 3 // 2)
     return np.fft.rfft(np.maximum(prof - np.median(prof, 1, keepdims=True), 0), n), n
@@ -180,7 +181,7 @@ def _spectra(prof):
 UP = 8  # correlations are sampled this often a pixel
 
 
-def _correlate(power, n):
+def correlation_at_lags(power: np.ndarray, n: int) -> np.ndarray:
     "Correlation at lags 0, 1/UP, 2/UP … px from a (cross) power spectrum (F,) of length-n signals."
     return np.fft.irfft(power, n * UP) * UP
 
@@ -191,7 +192,7 @@ WEIGHTS = np.r_[5 - PEAKS, np.repeat((PEAKS - 5) / 4, 4)]
 ODD = WEIGHTS * np.r_[PEAKS % 2, np.repeat(PEAKS % 2, 4)]
 
 
-def _comb(corr, s):
+def comb_score(corr: np.ndarray, s: np.ndarray) -> np.ndarray:
     "How far lags s, 2s, 3s, 4s stand out from those between, and s and 3s alone: (S,) for candidates s (S,) px."
     at = np.interp(PLACES[:, None] * s * UP, np.arange(len(corr)), corr)
     return np.minimum(WEIGHTS @ at, 2 * ODD @ at)
@@ -202,7 +203,8 @@ def _vertical_space(spec, n, h):
     f, power = np.fft.rfftfreq(n), (spec.real**2 + spec.imag**2).sum(0)
 
     def best(s, power, blur):  # blur in px
-        return s[_comb(_correlate(power * np.exp(-((2 * np.pi * f * blur) ** 2)), n)[: h * UP], s).argmax()]
+        corr = correlation_at_lags(power * np.exp(-((2 * np.pi * f * blur) ** 2)), n)
+        return s[comb_score(corr[: h * UP], s).argmax()]
 
     s = best(np.geomspace(3, max(h / 4.2, 4), 240), power * f**1.25, 0.7)
     return float(best(s * np.linspace(0.97, 1.03, 121), power, 0.9))
@@ -228,7 +230,7 @@ def _slope(spec, n, k, space, longest=math.inf):
     slope, lag = 0.0, min(max(1, int(2.5 * space / k)), len(spec) - 1)
     reach = min(STEEPEST * lag * k, 0.45 * space)  # px
     while True:
-        cross = _correlate((spec[lag:] * spec[:-lag].conj()).sum(0), n)
+        cross = correlation_at_lags((spec[lag:] * spec[:-lag].conj()).sum(0), n)
         slope = float(np.clip(_peak(cross, slope * lag * k, reach) / (lag * k), -STEEPEST, STEEPEST))
         if lag >= far:
             return slope
@@ -253,7 +255,7 @@ def _long_runs(flat, space):
 # %% ../../nbs/page/staves.ipynb #3470e34d
 def _confidence(flat, prof, k, space, slope):
     "Confidence that the best five rows of the levelled picture are a staff, 0..1."
-    ink, long = _levelled(prof, k, slope), _levelled(_strips(_long_runs(flat, space))[0], k, slope)
+    ink, long = _levelled(prof, k, slope), _levelled(ink_strips(_long_runs(flat, space))[0], k, slope)
     y, rows, five = np.arange(0, max(1.0, len(ink) - 4 * space))[:, None], np.arange(len(ink)), np.arange(5)
 
     def at(p, places):  # ink at places given in spaces below y
@@ -270,10 +272,14 @@ def _confidence(flat, prof, k, space, slope):
     return float(np.clip(contrast, 0, 1) * np.clip(max(2.5 * (share - 0.3), alone * thin**2), 0, 1))
 
 # %% ../../nbs/page/staves.ipynb #e165d0ad
-def _measure(flat, space=None, longest=math.inf):
-    "Staff space (px), slope (px per px) and confidence 0..1 of a flattened picture; `longest` of `_slope` in spaces."
-    prof, k = _strips(flat)
-    spec, n = _spectra(prof)
+def measure_staves(
+    flat: np.ndarray,  # (H, W) uint8
+    space: float | None = None,  # px, where known
+    longest: float = math.inf,  # of `_slope`, in staff spaces
+) -> tuple[float, float, float]:
+    "Staff space (px), slope (px per px) and confidence 0..1 of a flattened picture."
+    prof, k = ink_strips(flat)
+    spec, n = strip_spectra(prof)
     space = space or _vertical_space(spec, n, prof.shape[1])
     slope = _slope(spec, n, k, space, longest * space)
     return space / math.hypot(1, slope), slope, _confidence(flat, prof, k, space, slope)
@@ -303,7 +309,7 @@ def estimate_staff_space(
 ) -> StaffMeasure:
     "Measure staff space and line thickness. A confidence under `MIN_CONFIDENCE` means that there is no staff."
     flat = flatten_ground(gray)
-    space, _, confidence = _measure(flat)
+    space, _, confidence = measure_staves(flat)
     return StaffMeasure(space, _thickness(flat, space), confidence)
 
 # %% ../../nbs/page/staves.ipynb #155ba959
@@ -320,7 +326,7 @@ def estimate_tilt(
 ) -> float:  # degrees, positive where the lines sink to the right
     "Measure the tilt of the staff lines, within 6 degrees either way. Without staff lines it means nothing."
     _check_positive(space=space)
-    return math.degrees(math.atan(_measure(flatten_ground(gray), space)[1]))
+    return math.degrees(math.atan(measure_staves(flatten_ground(gray), space)[1]))
 
 # %% ../../nbs/page/staves.ipynb #f57157fc
 def map_points(
@@ -336,7 +342,7 @@ def map_points(
     return points @ matrix[:, :2].T + matrix[:, 2]
 
 # %% ../../nbs/page/staves.ipynb #9369b894
-def _level(flat, scale, tilt):
+def rotated(flat: np.ndarray, scale: float, tilt: float) -> tuple[np.ndarray, np.ndarray]:
     "Rotate by -tilt degrees and scale, nothing cut off: the picture and its matrix."
     h, w = flat.shape
     a, pre = math.radians(tilt), np.eye(3)
@@ -354,7 +360,7 @@ def _level(flat, scale, tilt):
     return cv2.warpAffine(flat, (m @ np.linalg.inv(pre))[:2], size, flags=flags, borderValue=255), m[:2]
 
 # %% ../../nbs/page/staves.ipynb #21afba78
-def _stretch(img):
+def stretched_contrast(img: np.ndarray) -> np.ndarray:
     "Ink to 0, paper to 255."
     total = np.cumsum(cv2.calcHist([img[::3]], [0], None, [256], [0, 256]).ravel())
     lo, hi = np.searchsorted(total, total[-1] * np.array([0.012, 0.5]))  # darkest percent, median
@@ -417,13 +423,13 @@ def normalise(
         raise ValueError(f"tilt = {tilt}: expected degrees from -45 to 45")
     flat, confidence = flatten_ground(to_gray(img)), 1.0
     if space_in is None or tilt is None:
-        found, slope, confidence = _measure(flat, space_in)
+        found, slope, confidence = measure_staves(flat, space_in)
         if space_in is None and confidence < MIN_CONFIDENCE:
             raise NoStaffError(f"picture of {flat.shape[1]} x {flat.shape[0]} px: no staff lines found (confidence "
                                f"{confidence:.2f}, expected {MIN_CONFIDENCE}); crop to one system of printed music")
         space_in = space_in or found
         tilt = math.degrees(math.atan(slope)) if tilt is None else tilt
-    out, matrix = _level(flat, space / space_in, tilt)
-    out = _stretch(out)
+    out, matrix = rotated(flat, space / space_in, tilt)
+    out = stretched_contrast(out)
     out, matrix = _crop(out, matrix, _ink_box(out, space), round(margin * space), max_height)
     return Normalised(out, matrix, float(space_in), float(tilt), confidence)

@@ -14,20 +14,20 @@ from dataclasses import dataclass, field, replace
 import cv2
 import numpy as np
 
-from .joins import Join, _evidence, _join, _layouts, _upright
+from .joins import Join, join_between, one_part_evidence, part_layouts, upright_share
 from vitomr.page.level import (
     SPACE,
     Level,
     Staff,
-    _answers,
-    _follow,
-    _lay_flat,
-    _ridges,
-    _roughly_level,
-    _rows_of,
-    _runs,
-    _staves,
-    _strokes,
+    follow_staves,
+    lay_flat,
+    line_ridges,
+    long_stroke_share,
+    roughly_level,
+    staff_answers,
+    staff_rows,
+    staves_on_curves,
+    stretches,
 )
 from .staves import MIN_CONFIDENCE, Normalised, NoStaffError, normalise, to_gray
 
@@ -89,7 +89,7 @@ def _cut(ink: np.ndarray, above: Staff, below: Staff) -> int:
         return (top + bottom) // 2
     x0, x1 = round(max(above.x0, below.x0)) + SPACE, round(min(above.x1, below.x1)) - SPACE
     rows = ink[top:bottom, max(0, x0) : max(x0 + 1, x1)].mean(1)
-    bands = _runs(rows <= rows.min() + 0.004, 1)
+    bands = stretches(rows <= rows.min() + 0.004, 1)
     a, b = max(bands, key=lambda r: r[1] - r[0])
     return top + (a + b) // 2
 
@@ -124,16 +124,16 @@ def _joins_of(img: np.ndarray, staves: Sequence[Staff]) -> list[Join]:
     "What joins the staves of one system. All begin at the same x, which a clef may hide in some of them."
     first = min(s.x0 for s in staves)
     aligned = [replace(s, x0=first) if s.x0 < first + 4.5 * SPACE else s for s in staves]
-    return [_join(img, a, b) for a, b in zip(aligned, aligned[1:])]
+    return [join_between(img, a, b) for a, b in zip(aligned, aligned[1:])]
 
 
 def _group(img: np.ndarray, staves: list[Staff], before: Sequence[System]) -> list[System]:
     "Systems with their parts and boxes."
-    joins = [_join(img, a, b) for a, b in zip(staves, staves[1:])]
+    joins = [join_between(img, a, b) for a, b in zip(staves, staves[1:])]
     ink, systems = _clean(img), []
     groups = _split(staves, [j.is_system for j in joins])
-    evidence = [_evidence(_joins_of(img, g)) for g in groups]
-    layouts = _layouts(evidence, [s.evidence for s in before])
+    evidence = [one_part_evidence(_joins_of(img, g)) for g in groups]
+    layouts = part_layouts(evidence, [s.evidence for s in before])
     cuts = [0, *(_cut(ink, a[-1], b[0]) for a, b in zip(groups, groups[1:])), img.shape[0]]
     for group, sizes, found, top, bottom in zip(groups, layouts, evidence, cuts, cuts[1:]):
         box, inner = _box(ink, group, top, bottom), _in_parts(group, sizes)
@@ -172,8 +172,8 @@ class Page:
 # %% ../../nbs/page/systems.ipynb #03961c51
 def _is_lined(img: np.ndarray, staves: Sequence[Staff]) -> bool:
     "Whether any staff has unbroken lines of two staff spaces."
-    rows = [(_rows_of(img, s.top, s.bottom, int(s.x0), int(s.x1))[::2], s.ink) for s in staves]
-    return max(_strokes(lines, ink, 2 * SPACE) for lines, ink in rows) > 0.1
+    rows = [(staff_rows(img, s.top, s.bottom, int(s.x0), int(s.x1))[::2], s.ink) for s in staves]
+    return max(long_stroke_share(lines, ink, 2 * SPACE) for lines, ink in rows) > 0.1
 
 
 def find_systems(
@@ -182,14 +182,14 @@ def find_systems(
 ) -> Page:
     "Lay a page flat and find its systems. Raises NoStaffError if there is no music."
     gray = to_gray(img)
-    rough = _roughly_level(gray)
-    curves = _follow(*_answers(_ridges(rough.img)))
+    rough = roughly_level(gray)
+    curves = follow_staves(*staff_answers(line_ridges(rough.img)))
     h, w = gray.shape
     none = NoStaffError(f"picture of {w} x {h} px: no staff lines found; give a page of printed music")
     if not curves:
         raise none
-    level, rows = _lay_flat(rough, curves)
-    staves = _staves(level, curves, rows)
+    level, rows = lay_flat(rough, curves)
+    staves = staves_on_curves(level, curves, rows)
     if not staves or (rough.confidence < MIN_CONFIDENCE and not _is_lined(level.img, staves)):
         raise none
     space = float(np.median([s.space for s in staves])) / SPACE * rough.space_in
@@ -231,9 +231,9 @@ def bar_lines(
     for part in system.parts:
         rows = page.img[round(part.staves[0].top) : round(part.staves[-1].bottom) + 1, a:b]
         dark = cv2.erode(rows, np.ones((1, 3), np.uint8)) < max(s.ink for s in part.staves)
-        found = (_upright(dark, 1.0) > WHOLE).astype(np.uint8)
+        found = (upright_share(dark, 1.0) > WHOLE).astype(np.uint8)
         shared &= cv2.dilate(found[None], np.ones((1, 3 * SPACE // 4), np.uint8))[0].astype(bool)
-    return [a + (x + y) / 2 for x, y in _runs(shared, SPACE)]
+    return [a + (x + y) / 2 for x, y in stretches(shared, SPACE)]
 
 
 def n_bars_printed(page: Page, system: System) -> int | None:
@@ -260,7 +260,7 @@ def with_boxes(
             raise ValueError(f"box {tuple(given)}: expected one of {2 * SPACE} px or more on the page of {w} x {h} px")
         inside = [s for s in staves if y0 < (s.top + s.bottom) / 2 < y1]
         inside = [s for s in inside if min(s.x1, x1) - max(s.x0, x0) > 0.3 * (x1 - x0)]
-        groups = _in_parts(inside, _layouts([_evidence(_joins_of(page.img, inside))])[0]) if inside else []
+        groups = _in_parts(inside, part_layouts([one_part_evidence(_joins_of(page.img, inside))])[0]) if inside else []
         between = [y0, *(_cut(ink, a[-1], b[0]) for a, b in zip(groups, groups[1:])), y1]
         parts = [Part(tuple(g), (x0, a, x1, b)) for g, a, b in zip(groups, between, between[1:])]
         systems.append(System(parts or [Part((), (x0, y0, x1, y1))], (x0, y0, x1, y1)))
