@@ -318,7 +318,7 @@ class CQTViTModel(nn.Module):
         levels = to_levels(torch.stack([s.target for s in states]), self.n_choices).to(self.device)
         return F.cross_entropy(self.logits(states).permute(0, 3, 1, 2), levels, reduction="none").mean((1, 2))
 
-
+# %% ../../nbs/audio/cqt_policy.ipynb #e38755df
 def _drawn(logp: torch.Tensor, uniform: torch.Tensor, how: Sampling) -> torch.Tensor:  # (B, P, V), (B, P, n)
     "Sample levels by the inverse cumulative distribution, several actions of a state at once."
     if how.temperature == 0:
@@ -326,7 +326,7 @@ def _drawn(logp: torch.Tensor, uniform: torch.Tensor, how: Sampling) -> torch.Te
     cdf = logp.double().exp().cumsum(-1)
     return torch.searchsorted(cdf, ((1 - uniform.double()) * cdf[..., -1:]).contiguous())
 
-
+# %% ../../nbs/audio/cqt_policy.ipynb #b6c69ec7
 def _scored(logp: torch.Tensor, levels: torch.Tensor, full: bool = False) -> Scored:  # (B, P, V), (B, P, n)
     "Log-probabilities of n actions of each state; a level that cannot be sampled is left out."
     n = levels.shape[2]

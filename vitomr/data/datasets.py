@@ -226,7 +226,7 @@ def shards(root: Path) -> list[Item]:
 
     return [item(i, song, r) for i, (song, r) in enumerate(zip(songs, data.index, strict=True))]
 
-
+# %% ../../nbs/data/datasets.ipynb #930481f7
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 

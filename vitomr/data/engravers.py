@@ -210,7 +210,7 @@ _LILYPOND_LAYOUT = r"""
   \context {{ \PianoStaff \override StaffGrouper.staff-staff-spacing.basic-distance = #{apart:.1f} }} }}
 """
 
-
+# %% ../../nbs/data/engravers.ipynb #d836dfd7
 _ONE_LINE = "page-breaking = #ly:one-line-auto-height-breaking"
 
 
@@ -235,7 +235,7 @@ def _lilypond_svg(score: ET.Element, rng: np.random.Generator, paper: str = _ONE
     _check_drawn(svg, {**written(score), **bars}, programs[0].name)
     return svg
 
-
+# %% ../../nbs/data/engravers.ipynb #78c80da4
 def lilypond(
     score: ET.Element,  # <score-partwise> of one part
     rng: np.random.Generator,

@@ -24,7 +24,7 @@ class EditError(ValueError):
 _BEFORE, _AFTER = frozenset(V.NOTE_PREFIX_TOKENS), frozenset([*V.NOTE_SUFFIX_TOKENS, *NOTE_MARKS])
 _STEMS, _ACCIDENTALS = frozenset(V.STEM_TOKENS), tuple(V.ACCIDENTAL_TOKENS)
 
-
+# %% ../../nbs/notation/edit.ipynb #ef67dfb0
 @dataclass(eq=False)
 class Note:
     "The tokens of one note or rest, and its place."

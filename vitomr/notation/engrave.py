@@ -165,9 +165,6 @@ def music_font(
     return path
 
 # %% ../../nbs/notation/engrave.ipynb #fc3b7c3d
-MAX_SIDE = 20_000  # px of a drawn picture
-
-
 @sandboxed("drawing this score", ScoreError)
 def rasterise_any(
     svg: str,
@@ -187,6 +184,9 @@ def rasterise_any(
     if img is None:
         raise ScoreError("the engraving could not be drawn")
     return img
+
+# %% ../../nbs/notation/engrave.ipynb #61d82ede
+MAX_SIDE = 20_000  # px of a drawn picture
 
 
 @sandboxed("drawing this score", ScoreError)

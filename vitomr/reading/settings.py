@@ -39,7 +39,7 @@ class ReaderSettings:
     shortest: int = 0  # tokens
     degradation: str = "mix"  # a preset of data.degrade, or one of data.batches.PICTURE_MIXES: shares of several
 
-
+# %% ../../nbs/reading/settings.ipynb #11413c0f
 @dataclass(frozen=True)
 class GRPOConfig(PracticeConfig, ReaderSettings):
     "All settings of a run of practice. Raises ValueError in one line."
