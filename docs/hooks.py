@@ -12,10 +12,11 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "DESIGN.md", "SECURITY.md", "examples/README.md")
-BESIDE = ("nbs/**/*.ipynb", "nbs/*.md", "lab/**/*.md", "lab/**/*.png", "assets/*.png", "assets/*.jpg", "examples/*.png")
+BESIDE = ("nbs/**/*.ipynb", "lab/**/*.md", "lab/**/*.png", "assets/*.png", "assets/*.jpg", "examples/*.png")
 ROOMS = ("notation", "page", "train", "data", "nn", "reading", "audio", "tasks")  # as in DESIGN.md
 LAB = [
-    {"Lab notebook": "nbs/lab.md"},
+    {"Lab": "lab/README.md"},
+    {"Training runs": "lab/training.md"},
     {"GRPO trials": "lab/practice/README.md"},
     {"GRPO, all tables": "lab/practice/trials.md"},
 ]

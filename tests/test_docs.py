@@ -18,7 +18,7 @@ from vitomr.decoder import READERS, Reader, save_reader
 
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "lab").rglob("*.md")])
-PAGES += [ROOT / "nbs" / "lab.md", ROOT / "examples" / "README.md"]
+PAGES += [ROOT / "lab" / "README.md", ROOT / "lab" / "training.md", ROOT / "examples" / "README.md"]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("[!_.]*.ipynb"))
 FENCE = re.compile(r"^( *)```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^\1```$", re.M | re.S)
 
