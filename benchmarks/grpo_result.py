@@ -4,7 +4,7 @@
 
 Arms, for each seed: `vitomr` and `notes` (rewards of preset `tiny`), then `supervised`, which goes on with teacher
 forcing for as many CPU seconds as the `vitomr` arm of its seed took. With --control-data it goes on with those
-excerpts, such as it was taught with before, and an arm `taught` is told the whole reference of --data.
+excerpts, like those of its earlier training, and an arm `taught` is trained on the references of --data.
 An arm `consensus` practises under `vitomr` without any reference: samples are scored against that of their group which
 is nearest to all the others.
 Each arm is evaluated on the same dev excerpts, free-running and greedy, and written to --out as soon as it is done.

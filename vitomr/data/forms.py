@@ -13,17 +13,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from .vary import CLEF_NOTES, STEPS, put_child
+from .hands import join_passes, passes_of, time_step
+from .vary import CLEF_NOTES, bottom_line_of, put_child, steps_above_c0
 from ..notation.score import ScoreError, drop_dangling, text_of
 
 # %% ../../nbs/data/forms.ipynb #2cfe0b02
-def _length(e: ET.Element) -> int:
-    "How far an element moves the time, in divisions; negative for `<backup>`."
-    if e.tag not in ("note", "backup", "forward") or e.find("chord") is not None or e.find("grace") is not None:
-        return 0
-    return int(text_of(e, "duration")) * (-1 if e.tag == "backup" else 1)
-
-
 def _forward(length: int) -> ET.Element:
     e = ET.Element("forward")
     ET.SubElement(e, "duration").text = str(length)
@@ -32,19 +26,11 @@ def _forward(length: int) -> ET.Element:
 
 def _voices(measure: ET.Element) -> dict[str, list[ET.Element]]:
     "What each voice of a bar holds, in the order of the bar. Raises `ScoreError` for a bar that is written otherwise."
-    pieces, at = [[]], 0
-    for e in measure:
-        at += _length(e)
-        if e.tag == "backup":
-            if at:
-                raise ScoreError("a voice that starts within the bar")
-            pieces.append([])
-        elif e.tag not in ("print", "barline"):
-            pieces[-1].append(e)
     found: dict[str, list[ET.Element]] = {}
-    for piece in pieces:
+    for elements in passes_of(measure):
+        piece = [e for e in elements if e.tag not in ("print", "barline")]
         names = {n.findtext("voice", "1") for n in piece if n.tag == "note"}
-        if len(names) != 1 or names & found.keys():
+        if len(names) != 1 or names & found.keys() or any(e.tag == "backup" for e in piece):
             raise ScoreError("a bar whose voices are not written one after the other")
         found[names.pop()] = piece
     return found
@@ -57,7 +43,7 @@ def _cut_short(piece: list[ET.Element], at: int) -> list[ET.Element]:
         if now >= at and e.tag in ("note", "forward") and e.find("chord") is None:
             break
         kept.append(e)
-        now += _length(e)
+        now += time_step(e)
         for sign in e.iter():
             if sign.tag == "beam" and sign.get("number", "1") == "1" or sign.tag in ("tuplet", "tied"):
                 kind = sign.get("type") or sign.text
@@ -78,11 +64,11 @@ def _spell_rests(piece: list[ET.Element], length: int, divisions: int) -> None:
     for note in (e for e in piece if e.tag == "note" and e.find("rest") is not None):
         if note.find("rest").get("measure") != "yes" and note.find("type") is not None:
             continue
-        if (spelled := RESTS.get(Fraction(length, divisions))) is None or _length(note) != length:
+        if (spelled := RESTS.get(Fraction(length, divisions))) is None or time_step(note) != length:
             raise ScoreError("a whole-bar rest that needs several rests")
         note.find("rest").attrib.pop("measure", None)
         put_child(note, "type", spelled[0])
-        for _ in range(spelled[1] - len(note.findall("dot"))):
+        if spelled[1]:
             put_child(note, "dot")
 
 
@@ -93,25 +79,19 @@ def _rests_throughout(piece: list[ET.Element]) -> bool:
 # %% ../../nbs/data/forms.ipynb #4c56b0e6
 def _joined(bars: list[dict[str, list[ET.Element]]], lengths: list[int], divisions: int) -> list[ET.Element]:
     "The content of one bar: each voice through all bars, in the order of their first appearance."
-    names = list(dict.fromkeys(name for bar in bars for name in bar))
-    out: list[ET.Element] = []
+    names, lines = dict.fromkeys(name for bar in bars for name in bar), []
     for name in names:
         if all(name in bar and _rests_throughout(bar[name]) for bar in bars):
-            rest = bars[0][name]
-            next(e for e in rest if e.tag == "note").find("duration").text = str(sum(lengths))
-            line = rest
+            line = bars[0][name]
+            next(e for e in line if e.tag == "note").find("duration").text = str(sum(lengths))
         else:
             line = []
             for bar, length in zip(bars, lengths, strict=True):
                 piece = bar.get(name) or [_forward(length)]
                 _spell_rests(piece, length, divisions)
                 line += piece
-        if out:
-            back = ET.Element("backup")
-            ET.SubElement(back, "duration").text = str(sum(lengths))
-            out.append(back)
-        out += line
-    return out
+        lines.append(line)
+    return join_passes(lines)
 
 
 def _metre(part: ET.Element, state: dict) -> tuple[int, int]:
@@ -137,22 +117,21 @@ def long_bars(
     beats, unit = _metre(part, state)
     divisions = int(text_of(part, "measure/attributes/divisions"))
     whole = Fraction(4 * beats * divisions, unit)
-    is_short = bool(rng.random() < 0.5) and beats > 2 or beats in (4, 8)
+    is_short = bool(rng.random() < 0.5 and beats > 2) or beats == 4  # nobody prints 8/4
     n = 3 if 3 * beats <= 12 and not is_short and len(measures) >= 3 and rng.random() < 0.4 else 2
-    if len(measures) < n or n * beats - is_short > 12 or whole.denominator > 1:
+    less = (3 if beats % 3 == 0 and unit == 8 else 1) * is_short  # beats that are taken away
+    if len(measures) < n or n * beats - less > 12 or whole.denominator > 1:
         raise ScoreError(f"{len(measures)} bars of {beats}/{unit} make no long bar")
-    step = 3 if beats % 3 == 0 and unit == 8 else 1  # beats that are taken away
-    short = whole - Fraction(4 * step * divisions, unit) if is_short else whole
+    short = whole - Fraction(4 * less * divisions, unit)
     groups = [measures[i : i + n] for i in range(0, len(measures) - n + 1, n)]
     made = []
     for group in groups:
         bars, lengths = [_voices(copy.deepcopy(m)) for m in group], [int(whole)] * (n - 1) + [int(short)]
-        if any(sum(map(_length, piece)) != whole for bar in bars for piece in bar.values()):
+        if any(sum(map(time_step, piece)) != whole for bar in bars for piece in bar.values()):
             raise ScoreError("a bar that is not full")
-        if is_short:
+        if less:
             bars[-1] = {name: _cut_short(piece, int(short)) for name, piece in bars[-1].items()}
         made.append(_joined(bars, lengths, divisions))
-    new = str(n * beats - step * is_short)
     for group, content in zip(groups, made, strict=True):
         lines = [e for m in (group[0], group[-1]) for e in m.iterfind("barline")]
         left = [e for e in lines if e.get("location") == "left"][:1]
@@ -165,7 +144,7 @@ def long_bars(
     time = copy.deepcopy(part.find("measure/attributes/time") if part.find(".//time") is not None else state["time"])
     for e in (*part.iterfind("measure/attributes/time"), time):
         e.attrib.pop("symbol", None)
-        e.find("beats").text = new
+        e.find("beats").text = str(n * beats - less)
     return {**state, "time": time}
 
 # %% ../../nbs/data/forms.ipynb #235a03ea
@@ -200,18 +179,13 @@ def _middles(part: ET.Element) -> dict[str, int]:
         raise ScoreError("expected two staves with a clef each")
     if len(clefs) != 2 or any(c.findtext("sign") not in CLEF_NOTES for c in clefs):
         raise ScoreError("a clef that changes, or has no pitch")
-    line = lambda c: 4 - 2 * (int(c.findtext("line") or 2) - 1) + 7 * int(c.findtext("clef-octave-change") or 0)
-    return {c.get("number", "1"): CLEF_NOTES[text_of(c, "sign")] + line(c) for c in clefs}
+    return {c.get("number", "1"): bottom_line_of(c) + 4 for c in clefs}
 
 # %% ../../nbs/data/forms.ipynb #cefb7a34
-def _steps(note: ET.Element) -> int:
-    return STEPS.index(text_of(note, "pitch/step")) + 7 * int(text_of(note, "pitch/octave"))
-
-
 def _move(chords: list[list[ET.Element]], staff: str, middle: int) -> None:
     "Put notes on a staff, by octaves to the middle of it."
     notes = [n for chord in chords for n in chord]
-    octaves = round((middle - float(np.mean([_steps(n) for n in notes]))) / 7)
+    octaves = round((middle - float(np.mean([steps_above_c0(n) for n in notes]))) / 7)
     for note in notes:
         note.find("pitch/octave").text = str(int(text_of(note, "pitch/octave")) + octaves)
         put_child(note, "staff", staff)
@@ -233,13 +207,7 @@ def _alone(measure: ET.Element, own: str) -> bool:  # False, and unchanged, wher
     signs = ("attributes", "barline", "print")
     head = [e for e in measure if e.tag in signs and not (e.tag == "barline" and e.get("location") != "left")]
     lines = [e for e in measure.iterfind("barline") if e not in head]
-    out: list[ET.Element] = []
-    for name in mine:
-        if at := sum(map(_length, out)):
-            out.append(ET.Element("backup"))
-            ET.SubElement(out[-1], "duration").text = str(at)
-        out += [e for e in voices[name] if e not in head]
-    measure[:] = [*head, *out, *lines]
+    measure[:] = [*head, *join_passes([[e for e in voices[name] if e not in head] for name in mine]), *lines]
     return True
 
 # %% ../../nbs/data/forms.ipynb #23435133

@@ -199,6 +199,9 @@ EXPERIMENTS = {
         control=False,
     ),
 }  # fmt: skip
+EXPERIMENTS["longer"] = replace(
+    EXPERIMENTS["tiny"], start_steps=3000, grpo_steps=160, grpo_lr=8e-5, generations=16, looks=4, seeds=(0,)
+)
 PROMPT = Prompt("plain", "answer", "none")
 
 # %% ../../nbs/tasks/shapes.ipynb #b5d7b6ab
